@@ -1,0 +1,1 @@
+"""How libllama is found: the only place in the package that knows."""

@@ -1,0 +1,1 @@
+"""The GGUF format: the only place in the package that knows bytes."""
