@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, TokenType
 from gguf.constants import GGML_QUANT_SIZES
 
 if TYPE_CHECKING:
@@ -291,6 +291,11 @@ def _tokenizer() -> dict[str, Any]:
         "tokenizer.ggml.unknown_token_id": 0,
         "tokenizer.chat_template": CHAT_TEMPLATE,
     }
+
+
+def weight(path: str | Path, name: str) -> NDArray[Any]:
+    """A tensor's stored values: float32 as (n_out, n_in), quantised ones as rows of bytes."""
+    return next(np.array(t.data) for t in GGUFReader(path).tensors if t.name == name)
 
 
 def tokens(n: int, seed: int = 0) -> list[int]:
