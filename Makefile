@@ -1,0 +1,45 @@
+# make demo   sets everything up, extends a real model and shows it working past its window
+# make test   lint, types, and every test CI runs
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+JOBS   ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
+
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint bench wheel clean
+
+demo: $(VENV)/.demo
+	$(BIN)/mrrope demo --out demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+wheel: $(VENV)/.dev
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python tools/check_wheel.py dist
+
+# The package itself, and llama-cpp-python compiled from source (the slow part; pip keeps the built wheel).
+$(VENV)/.demo: $(NATIVE)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet scikit-build-core pybind11 cmake ninja
+	@echo "compiling llama.cpp for this machine: about 4 minutes on 2 cores, once"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[engine,plot]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo wheelhouse .mypy_cache .pytest_cache .ruff_cache .hypothesis

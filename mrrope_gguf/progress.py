@@ -1,0 +1,59 @@
+"""One line on stderr that says how far, how fast and how long still; silent where stderr is not a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+_WIDTH = 28
+_EVERY = 0.1  # seconds between redraws
+
+
+class Bar:
+    """A progress callback, `bar(done, total)`, drawn in place. Use it as a context manager so the line is ended.
+
+    `unit` divides the counts for the rate shown: ("MB", 1e6) for bytes, ("tok", 1) for tokens.
+    """
+
+    def __init__(self, label: str, unit: tuple[str, float]) -> None:
+        self.label = label
+        self.unit, self.size = unit
+        self.shown = sys.stderr.isatty()
+        self.start = time.monotonic()
+        self.drawn = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not self.shown or (now - self.drawn < _EVERY and done < total):
+            return
+        self.drawn = now
+        print(f"\r{self.line(done, total, now - self.start)}\x1b[K", end="", file=sys.stderr, flush=True)
+
+    def line(self, done: int, total: int, seconds: float) -> str:
+        """The text of the bar after `seconds`: share, amount, rate, time left."""
+        share = done / total if total else 1.0
+        filled = round(share * _WIDTH)
+        rate = done / seconds if seconds > 0 else 0.0
+        left = f"{clock((total - done) / rate)} left" if rate and done < total else clock(seconds)
+        amount = f"{done / self.size:.0f}/{total / self.size:.0f} {self.unit}"
+        return f"{self.label} [{'#' * filled:<{_WIDTH}}] {share:4.0%}  {amount}  {rate / self.size:.0f} {self.unit}/s  {left}"
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.drawn:
+            print(file=sys.stderr)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as a person reads them.
+
+    >>> clock(7.2), clock(75), clock(3700)
+    ('7 s', '1:15', '1:01:40')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

@@ -1,0 +1,115 @@
+"""What each command does with its arguments: call the library, print the outcome. One function a verb."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from .progress import Bar
+
+if TYPE_CHECKING:
+    from .extend import Extended
+    from .gguf.write import WriteReport
+
+_MB = ("MB", 1e6)
+
+
+class _Report(Protocol):
+    def to_json(self) -> dict[str, object]: ...
+    def render(self) -> str: ...
+
+
+def extend(args: argparse.Namespace) -> int:
+    from .extend import extend as run
+
+    with Bar("copying", _MB) as bar:
+        done = run(
+            args.model, args.dst, scale=args.scale, n_ctx=args.ctx, method=args.method, beta_fast=args.beta_fast,
+            beta_slow=args.beta_slow, attn_factor=args.attn_factor, radix=args.radix, rendering=args.rendering,
+            elastic=args.elastic, in_place=args.in_place, dry_run=args.dry_run, force=args.force, progress=bar,
+        )  # fmt: skip
+    for line in _told(done):
+        _say(line)
+    if done.written:
+        print(done.path)
+    return 0
+
+
+def revert(args: argparse.Namespace) -> int:
+    from .revert import revert as run
+
+    with Bar("copying", _MB) as bar:
+        done = run(args.model, args.dst, force=args.force, progress=bar)
+    _say(f"the original, byte for byte: {_how(done)}")
+    print(done.path)
+    return 0
+
+
+def inspect(args: argparse.Namespace) -> int:
+    from .inspect import inspect as run
+
+    return _print(run(args.model, plot=args.plot), args.json)
+
+
+def fit(args: argparse.Namespace) -> int:
+    from .fit import fit as run
+
+    return _print(run(args.model, args.ctx_size, type_k=args.cache_type_k, type_v=args.cache_type_v), args.json)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from .doctor import doctor as run
+
+    return _print(run(), args.json)
+
+
+def demo_model(args: argparse.Namespace) -> int:
+    from .fetch import SMOLLM2, fetch
+
+    print(fetch(SMOLLM2, _say))
+    return 0
+
+
+def demo(args: argparse.Namespace) -> int:
+    from .demo import demo as run
+
+    print(run(Path(args.out), n_ctx=args.ctx_size, n_threads=args.threads, say=_say))
+    return 0
+
+
+def _print(report: _Report, as_json: bool) -> int:
+    print(json.dumps(report.to_json(), indent=2) if as_json else report.render())
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _told(done: Extended) -> list[str]:
+    t = done.table
+    verb = "would write" if done.written is None else "wrote"
+    lines = [
+        f"{done.source.name}: {done.arch}, {t.n_ctx_orig} tokens -> {done.n_ctx}",
+        f"  table      {t.method}, S = {t.scale:g}, pairs {t.d_l} to {t.d_h} of {t.n_rot // 2}, attn_factor {t.attn_factor:.4f}",
+        f"  rendering  {done.rendering.kind}: {done.rendering.why}",
+    ]
+    if done.rendering.kind == "engine":
+        lines.append("             stock llama.cpp falls back to its own scaling of the same size; see README, Engines")
+    if done.rendering.reexpress:
+        lines.append("             a LoRA made for the original does not fit this file")
+    if done.replaced:
+        lines.append("  replaces   the table this file was extended with before")
+    lines.append(f"  {verb:<10} {done.path.name}{', ' + _how(done.written) if done.written else ''}")
+    if done.written is None:
+        lines.append(f"  keys       {', '.join(done.keys)}")
+    else:
+        lines.append(f"  undo       mrrope revert {done.path.name}")
+    return lines
+
+
+def _how(written: WriteReport) -> str:
+    return f"{written.path.stat().st_size / 1e6:.1f} MB by {written.how} in {written.seconds:.2f} s"
