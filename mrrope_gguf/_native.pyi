@@ -18,3 +18,19 @@ class GGUFHeader:
 
 def scan_gguf(buffer: Buffer, file_size: int) -> GGUFHeader: ...
 def ggml_types() -> list[tuple[str | None, int, int]]: ...
+
+# --- bind_kernels.cpp ---------------------------------------------------------------------------------------------
+
+def rope(
+    x: Buffer,
+    out: Buffer,
+    positions: Buffer,
+    theta: list[float],
+    attn_factor: float,
+    half: bool,
+    neox: bool,
+    n_threads: int,
+    level: str,
+) -> None: ...
+def nll(logits: Buffer, targets: Buffer, out: Buffer, n_threads: int, level: str) -> None: ...
+def simd_levels() -> list[str]: ...
