@@ -401,7 +401,7 @@ private:
         }
         const uint64_t room = file_size_ - header_.data_start;
         if (sum > room || t.nbytes > room - sum) {
-            fail(t.start, "data", "the file ends inside a tensor's data",
+            fail(header_.data_start + std::min(sum, room), "data", "the file ends inside a tensor's data",
                  number(t.nbytes) + " bytes needed at offset " + number(sum) + " of the data, which has " + number(room));
         }
         uint64_t padded = 0;
