@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from . import __version__
 from .errors import MrropeError
@@ -87,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-Verbs = argparse._SubParsersAction  # type: ignore[type-arg]
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _model(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +99,7 @@ def _model(parser: argparse.ArgumentParser) -> None:
 def _add_extend(verbs: Verbs) -> None:
     p = verbs.add_parser("extend", help="write a GGUF that remembers S times as much")
     _model(p)
-    p.add_argument("dst", nargs="?", metavar="DST", help="the new file (default: ...-ContextLength32k-... beside MODEL)")
+    p.add_argument("dst", nargs="?", metavar="DST", help="new file (default: beside MODEL, ...-ContextLength32k-...)")
     size = p.add_mutually_exclusive_group()
     size.add_argument("-s", "--scale", type=float, metavar="S", help="new context / original context")
     size.add_argument("-c", "--ctx", type=tokens, metavar="N", help="the new context in tokens (64k, 131072)")

@@ -36,7 +36,8 @@ class Bar:
         rate = done / seconds if seconds > 0 else 0.0
         left = f"{clock((total - done) / rate)} left" if rate and done < total else clock(seconds)
         amount = f"{done / self.size:.0f}/{total / self.size:.0f} {self.unit}"
-        return f"{self.label} [{'#' * filled:<{_WIDTH}}] {share:4.0%}  {amount}  {rate / self.size:.0f} {self.unit}/s  {left}"
+        speed = f"{rate / self.size:.0f} {self.unit}/s"
+        return f"{self.label} [{'#' * filled:<{_WIDTH}}] {share:4.0%}  {amount}  {speed}  {left}"
 
     def __enter__(self) -> Bar:
         return self

@@ -94,7 +94,8 @@ def _told(done: Extended) -> list[str]:
     verb = "would write" if done.written is None else "wrote"
     lines = [
         f"{done.source.name}: {done.arch}, {t.n_ctx_orig} tokens -> {done.n_ctx}",
-        f"  table      {t.method}, S = {t.scale:g}, pairs {t.d_l} to {t.d_h} of {t.n_rot // 2}, attn_factor {t.attn_factor:.4f}",
+        f"  table      {t.method}, S = {t.scale:g}, pairs {t.d_l} to {t.d_h} of {t.n_rot // 2}, "
+        f"attn_factor {t.attn_factor:.4f}",
         f"  rendering  {done.rendering.kind}: {done.rendering.why}",
     ]
     if done.rendering.kind == "engine":

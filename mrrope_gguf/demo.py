@@ -1,0 +1,145 @@
+"""`mrrope demo`: a real model, extended to 32K and seen to work past its old window. Every figure is measured here.
+
+SmolLM2-135M-Instruct remembers 8192 tokens. The demo extends the file four times, reads the same public-domain
+article with both, and asks both for ten numbers hidden in a text longer than the original can hold.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import MrropeError
+from .fetch import BRITANNICA, SMOLLM2, article, fetch
+from .progress import Bar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from .evals.needle import Answer
+    from .extend import Extended
+
+SCALE = 4.0
+HAYSTACK = 12288  # tokens of the text the needles are hidden in
+_BUCKET = 1024  # tokens a point of the plot
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one model did: losses by position, float32 (n,), and its answers."""
+
+    name: str
+    losses: NDArray[np.float32]
+    answers: list[Answer]
+    seconds: float
+
+
+def demo(out: Path, *, n_ctx: int = 16384, n_threads: int | None = None, say: Say = print) -> str:
+    """Extend SmolLM2 to 32K, measure both files over `n_ctx` tokens, and write the plots into `out`.
+
+    Returns the table to print. Raises MrropeError if n_ctx does not lie past the original window and within the new.
+    """
+    started = time.monotonic()
+    original, text = fetch(SMOLLM2, say), article(fetch(BRITANNICA, say))
+    out.mkdir(parents=True, exist_ok=True)
+    extended = _extend(original, out, say)
+    table = extended.table
+    if not table.n_ctx_orig < n_ctx <= extended.n_ctx:
+        raise MrropeError(
+            f"--ctx-size {n_ctx} shows nothing",
+            why=f"it must lie past the original {table.n_ctx_orig} tokens and within the new {extended.n_ctx}",
+            fix="leave it out for 16384",
+        )
+    runs = [
+        _measure("original", original, text, n_ctx, n_threads),
+        _measure("extended", extended.path, text, n_ctx, n_threads),
+    ]
+    report = _report(extended, runs, n_ctx)
+    _plot(extended, runs, out)
+    _keep(extended, runs, n_ctx, out)
+    say(f"done in {time.monotonic() - started:.0f} s; plots and figures in {out}/")
+    return report
+
+
+def _extend(original: Path, out: Path, say: Say) -> Extended:
+    from .extend import extend
+    from .naming import with_context
+
+    dst = out / f"{with_context(original.stem, round(8192 * SCALE))}.gguf"
+    done = extend(original, dst, scale=SCALE, force=True)
+    if done.written:
+        say(f"mrrope extend: {dst} written by {done.written.how} in {done.written.seconds:.2f} s")
+    return done
+
+
+def _measure(name: str, path: Path, text: str, n_ctx: int, n_threads: int | None) -> Run:
+    from .evals.needle import ROOM, ask, haystack
+    from .evals.perplexity import token_nll
+    from .model import load
+
+    started = time.monotonic()
+    llm: Any = load(path, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, beyond_window=True)
+    try:
+        tokens = llm.tokenize(text.encode(), add_bos=True, special=False)[:n_ctx]
+        with Bar(f"{name}: reading {len(tokens)} tokens", ("tok", 1)) as bar:
+            losses = token_nll(llm, tokens, bar)
+        hay = haystack(llm, min(HAYSTACK, n_ctx) - ROOM)
+        with Bar(f"{name}: {len(hay.values)} needles in {len(hay.tokens)} tokens", ("tok", 1)) as bar:
+            answers = ask(llm, hay, bar)
+    finally:
+        llm.close()
+    return Run(name, losses, answers, time.monotonic() - started)
+
+
+def _report(extended: Extended, runs: list[Run], n_ctx: int) -> str:
+    from .evals.perplexity import perplexity
+
+    table, window = extended.table, extended.table.n_ctx_orig
+    rows = [
+        ("", *(run.name for run in runs)),
+        ("remembers, tokens", f"{window}", f"{extended.n_ctx}"),
+        (f"perplexity, tokens 0 to {window}", *(f"{perplexity(r.losses, 0, window):.2f}" for r in runs)),
+        (f"perplexity, tokens {window} to {n_ctx}", *(f"{perplexity(r.losses, window):.2f}" for r in runs)),
+        ("numbers recalled exactly", *(f"{sum(a.exact for a in r.answers)} of {len(r.answers)}" for r in runs)),
+        ("loss of the right answers, nats", *(f"{_mean_loss(r):.2f}" for r in runs)),
+        ("seconds", *(f"{run.seconds:.0f}" for run in runs)),
+    ]
+    lines = [f"{left:<36}{a:>12}{b:>12}" for left, a, b in rows]
+    head = f"SmolLM2-135M-Instruct Q4_1, {table.method}, S = {table.scale:g}, static table, stock llama.cpp on the CPU"
+    return "\n".join([head, "", *lines, "", *_question(runs)])
+
+
+def _question(runs: list[Run]) -> list[str]:
+    """The needle that lies farthest back, and what each model said of it."""
+    first = runs[0].answers[0]
+    lines = [f"The number for {first.key!r}, at token {first.position}, is {first.expected}. Asked at the end:"]
+    return lines + [f"  {run.name:<10} {run.answers[0].said!r}" for run in runs]
+
+
+def _mean_loss(run: Run) -> float:
+    return sum(a.loss for a in run.answers) / len(run.answers)
+
+
+def _plot(extended: Extended, runs: list[Run], out: Path) -> None:
+    from .evals.perplexity import buckets
+    from .plots import plot_factors, plot_perplexity
+
+    plot_factors([extended.table], out / "factors.png")
+    series = {run.name: buckets(run.losses, _BUCKET) for run in runs}
+    plot_perplexity(series, extended.table.n_ctx_orig, out / "perplexity.png")
+
+
+def _keep(extended: Extended, runs: list[Run], n_ctx: int, out: Path) -> None:
+    """The figures as JSON and every loss as an array, for whoever wants to look closer."""
+    import numpy as np
+
+    answers = {run.name: [asdict(answer) for answer in run.answers] for run in runs}
+    facts = {"model": SMOLLM2.filename, "text": BRITANNICA.filename, "n_ctx": n_ctx, "method": extended.table.method}
+    (out / "demo.json").write_text(json.dumps({**facts, "scale": extended.table.scale, "needles": answers}, indent=2))
+    np.savez(out / "losses.npz", original=runs[0].losses, extended=runs[1].losses)

@@ -1,0 +1,118 @@
+"""Needles in a noise haystack: RULER's single-needle sentences, several named keys in one text.
+
+Source: RULER (arXiv 2404.06654) for the needle, the question and the noise. Ten keys in one haystack share a single
+prefill: each question is decoded after it and rolled back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..kernels import nll
+from .decode import Decoder, Progress
+
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
+NEEDLE = "One of the special magic numbers for {key} is: {value}."
+QUESTION = (
+    "\nWhat is the special magic number for {key} mentioned in the provided text? "
+    "The special magic number for {key} mentioned in the provided text is"
+)
+INTRO = (
+    "A special magic number is hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the number afterwards.\n"
+)
+KEYS = (
+    "amber", "basil", "cobalt", "dahlia", "ember", "falcon", "ginger", "hazel", "indigo", "jasper",
+)  # fmt: skip
+ROOM = 64  # tokens a haystack must leave free in the context for a question and its answer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How one key's number was recalled. `loss` is the mean NLL of the true answer's tokens, in nats."""
+
+    key: str
+    position: int  # of the needle's first token
+    expected: str
+    said: str
+    loss: float
+
+    @property
+    def exact(self) -> bool:
+        return self.expected in self.said
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """Tokens of the text, the keys' numbers, and where each needle begins."""
+
+    tokens: tuple[int, ...]
+    values: dict[str, str]
+    positions: dict[str, int]
+
+
+def haystack(llm: Any, n_tokens: int, keys: Sequence[str] = KEYS, seed: int = 42) -> Haystack:
+    """A text of at most `n_tokens` tokens with one needle for each key, spread evenly over its length.
+
+    Raises ValueError if the needles alone do not fit.
+    """
+    rng = random.Random(seed)
+    values = {key: str(rng.randint(10**6, 10**7 - 1)) for key in keys}
+    noise = _tokens(llm, " " + NOISE)
+    needles = [_tokens(llm, " " + NEEDLE.format(key=key, value=values[key])) for key in keys]
+    tokens = _tokens(llm, INTRO, start=True)
+    room = n_tokens - len(tokens) - sum(map(len, needles))
+    fill = room // len(noise)
+    if fill < len(keys):
+        raise ValueError(f"{len(keys)} needles need more than {n_tokens} tokens")
+    positions: dict[str, int] = {}
+    for done in range(fill):
+        due = len(positions)
+        if due < len(keys) and done >= (due + 0.5) * fill / len(keys):
+            positions[keys[due]] = len(tokens)
+            tokens += needles[due]
+        tokens += noise
+    return Haystack(tuple(tokens), values, positions)
+
+
+def ask(llm: Any, hay: Haystack, progress: Progress | None = None) -> list[Answer]:
+    """Read the haystack once, then ask for every key: greedy answer, and the loss of the true one."""
+    with Decoder(llm) as decoder:
+        for _ in decoder.logits(hay.tokens, every=False, progress=progress):
+            pass
+        return [_ask_one(llm, decoder, hay, key) for key in hay.values]
+
+
+def _ask_one(llm: Any, decoder: Decoder, hay: Haystack, key: str) -> Answer:
+    import numpy as np
+
+    question = _tokens(llm, QUESTION.format(key=key))
+    answer = _tokens(llm, " " + hay.values[key])
+    base = len(hay.tokens)
+    (last,) = decoder.logits(question, every=False)
+    first = last.copy()
+    (rest,) = decoder.logits(answer)
+    rows = np.concatenate([first, rest[:-1]])
+    loss = float(nll(rows, np.asarray(answer)).mean())
+    decoder.rewind(base + len(question))
+    said = _greedy(llm, decoder, first, len(answer) + 2)
+    decoder.rewind(base)
+    return Answer(key, hay.positions[key], hay.values[key], said, loss)
+
+
+def _greedy(llm: Any, decoder: Decoder, logits: Any, n: int) -> str:
+    said: list[int] = []
+    while len(said) < n:
+        token = int(logits[0].argmax())
+        if token == llm.token_eos():
+            break
+        said.append(token)
+        (logits,) = decoder.logits([token], every=False)
+    return str(llm.detokenize(said).decode("utf-8", errors="replace")).strip()
+
+
+def _tokens(llm: Any, text: str, start: bool = False) -> list[int]:
+    return list(llm.tokenize(text.encode(), add_bos=start, special=False))
