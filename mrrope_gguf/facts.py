@@ -354,12 +354,12 @@ def _resolved(header: Header, arch: Arch, laid_out: Layers) -> Arch:
 
 def _existing(index: GGUFIndex, facts: RopeFacts) -> Scaling | None:
     """The scaling the model came with, unless it is one of ours."""
-    if facts.mrrope is not None or facts.scaling_type == "none":
+    if facts.mrrope is not None:
         return None
     if facts.arch.longrope and (LONG in index.tensors or SHORT in index.tensors):
         why = "its long and short factors were found together with its weights"
         return Scaling("longrope", facts.n_ctx_train / facts.n_ctx_orig, False, why)
-    if facts.scaling_factor == 1.0:
+    if facts.scaling_type == "none" or facts.scaling_factor == 1.0:
         return None
     if facts.scaling_type == "yarn":
         why = f"it was trained with YaRN from {facts.n_ctx_orig} to {facts.n_ctx_train} tokens; another table differs"
