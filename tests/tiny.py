@@ -52,6 +52,10 @@ ARCHS: dict[str, Traits] = {
     "xverse": Traits(),
     "ernie4_5": Traits(output=False),
     "qwen2": Traits(biases=QKV),
+    "qwen": Traits(biases=QKV),
+    "pangu-embedded": Traits(biases=(*QKV, "attn_output")),
+    "baichuan": Traits(n_layer=32),
+    "exaone": Traits(biases=QKV),
     "qwen3": Traits(qk_norm=True),
     # one global layer in six; the others slide
     "gemma3": Traits(
@@ -90,6 +94,7 @@ def make(
     freq_base: float = 1e4,
     n_rot: int | None = None,
     dtype: str = "f32",
+    quantised: Iterable[str] | None = None,
     seed: int = 0,
     rope_freqs: Sequence[float] | None = None,
     split: int | None = None,
@@ -100,7 +105,8 @@ def make(
 ) -> Path:
     """Write a random model and return its path (the first shard's where `split` asks for that many shards).
 
-    `dtype` is a ggml type name for the matrices (f32, f16, q8_0, q4_K, iq4_nl, ...); norms, biases and tables stay f32.
+    `dtype` is a ggml type name for the matrices (f32, f16, q8_0, q4_K, iq4_nl, ...), or for those alone whose part of
+    the name is in `quantised` (attn_q, ...); norms, biases and tables stay f32.
     `extra` adds or overrides keys (None drops one): names get the architecture as prefix, but for general.* and
     tokenizer.*. `tensors` adds or replaces tensors, `drop` leaves some out, `rope_freqs` is the model's own table.
     """
@@ -116,8 +122,9 @@ def make(
     if alignment:
         writer.add_custom_alignment(alignment)
     _keys(writer, arch, traits, dims, n_ctx, freq_base, n_rot or dims.head_dim, extra or {})
+    parts = None if quantised is None else set(quantised)
     for name, weight in kept.items():
-        _add(writer, name, weight, dtype)
+        _add(writer, name, weight, dtype if parts is None or name.split(".")[-2] in parts else "f32")
     return _finish(writer, Path(path))
 
 
