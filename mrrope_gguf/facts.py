@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from .architectures import Arch, architecture
+from .architectures import Arch
 from .errors import BadFile, Refused
 from .gguf.index import GGUFIndex
 from .header import Header
+from .kinds import known_architecture
 from .layers import Layers, count_layers, layers, window
 from .text import printable
 
@@ -156,53 +157,6 @@ def read_facts(index: GGUFIndex) -> RopeFacts:
     )
     _check(header, facts)
     return replace(facts, existing_scaling=_existing(index, facts))
-
-
-def known_architecture(index: GGUFIndex) -> Arch:
-    """The architecture of a model file. Raises Refused for other kinds of GGUF and for unknown architectures."""
-    name = printable(index.path.name)
-    if refusal := _foreign(index, name):
-        raise refusal
-    arch = architecture(index.arch)
-    if arch is None:
-        raise Refused(
-            f"{name}: unknown architecture '{printable(index.arch)}'",
-            why="the llama.cpp this was written for does not have it, so how it rotates cannot be told",
-            fix="update mrrope-gguf, or see docs/architectures.md for the architectures it knows",
-        )
-    return arch
-
-
-def _foreign(index: GGUFIndex, name: str) -> Refused | None:
-    """The refusal for a GGUF that is not the (first part of the) model itself."""
-    part, kind = index.get("split.no", 0), index.get("general.type", "model")
-    if part and index.find("general.architecture") is None:
-        return Refused(
-            f"{name}: part {part + 1} of a split model of {index.get('split.count', '?')} files",
-            why="only the first part holds the model's metadata",
-            fix="name the first file, the one that ends in -00001-of-...",
-        )
-    other = _OTHER_KINDS.get("mmproj" if index.get("general.architecture") == "clip" else kind)
-    return Refused(f"{name}: {other[0]}", why=other[1], fix=other[2]) if other else None
-
-
-_OTHER_KINDS = {
-    "adapter": (
-        "a LoRA adapter, not a model",
-        "an adapter changes weights and has no RoPE of its own",
-        "extend the base model and load the adapter with it (not with a re-expressed one)",
-    ),
-    "mmproj": (
-        "a projector for images or audio (mmproj), not a language model",
-        "it has no context to extend",
-        "extend the language model it belongs to; the projector is used as it is",
-    ),
-    "imatrix": (
-        "an importance matrix, not a model",
-        "it holds statistics for quantising a model",
-        "name the model's own GGUF file",
-    ),
-}
 
 
 def obstacle(facts: RopeFacts, name: str) -> Refused | None:
