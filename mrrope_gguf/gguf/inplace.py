@@ -1,0 +1,196 @@
+"""Changing a model file itself, in the safest way that the file system makes cheap.
+
+In order: a new file that shares the old one's blocks and replaces it at once (xfs, btrfs); the header overwritten where
+the new one fits exactly, which padding from an earlier edit allows; blocks inserted or taken away in front of the data
+(ext4), both with a journal; a full copy that replaces the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrrope_gguf.errors import FileTrouble, Refused
+from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Progress
+from mrrope_gguf.gguf.index import GGUFIndex
+from mrrope_gguf.gguf.journal import Journal
+from mrrope_gguf.gguf.pieces import Piece, Span, total
+from mrrope_gguf.gguf.ranges import lease
+from mrrope_gguf.gguf.source import Source, journal_path
+from mrrope_gguf.gguf.stage import Check, file_errors, publish, stage
+from mrrope_gguf.gguf.write import WriteReport
+
+_CANNOT_SHIFT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
+
+
+@dataclass
+class Change:
+    """A file to become `pieces` of itself, of which the first `prefix` bytes are its new header.
+
+    close: gives up every view of the file, so that it can be had alone. check: of the result's index.
+    """
+
+    path: Path
+    pieces: list[Piece]
+    prefix: int
+    check: Check
+    close: Callable[[], None]
+
+
+def change(wanted: Change, progress: Progress | None = None) -> tuple[str, int]:
+    """Make the change; how it was done, and the bytes copied. The file is as it was after any error.
+
+    Raises Refused for a file that others share (hard links, a Hub cache), FileTrouble if it is in use or not writable.
+    """
+    path = wanted.path
+    require_changeable(path)
+    staged = stage(path, wanted.pieces, path, check=wanted.check, must_clone=True)
+    if staged is None:
+        done = _with_journal(wanted)
+        if done is not None:
+            return done
+        staged = stage(path, wanted.pieces, path, progress=progress, check=wanted.check)
+        assert staged is not None  # only must_clone makes stage give up
+    wanted.close()  # Windows replaces no file that is mapped
+    publish(staged, force=True)
+    return "in-place replace", staged.copied
+
+
+def change_model(
+    source: Source, shards: list[list[Piece]], prefix: int, check: Check, progress: Progress | None
+) -> WriteReport:
+    """Change the files of a model in place, from the pieces of each. `source` is closed by it."""
+    jobs = [
+        (shard, pieces, shard)
+        for shard, pieces in zip(source.shards, shards, strict=True)
+        if shard == source.path or pieces != [Span(0, os.stat(shard).st_size)]
+    ]
+    if len(jobs) == 1:
+        wanted = Change(source.path, shards[0], prefix, check, source.close)
+        return WriteReport(source.path, *change(wanted, progress))
+    from mrrope_gguf.gguf.split import publish_all, stage_shards
+
+    for shard, _, _ in jobs:
+        require_changeable(shard)
+    staged = stage_shards(source, jobs, progress=progress, check=check)
+    source.close()
+    publish_all(staged, force=True)
+    return WriteReport(source.path, "in-place replace", sum(one.copied for one in staged))
+
+
+def require_changeable(path: Path) -> None:
+    """Refuse a file whose bytes are not this name's alone, or that we may not write."""
+    real = path.resolve()
+    if "blobs" in real.parts and any(part.startswith("models--") for part in real.parts):
+        raise Refused(
+            f"{path.name}: this file belongs to the Hugging Face cache",
+            why=f"it is {real}, which every program that uses the cache shares",
+            fix="give a DST, or copy the file out of the cache first",
+        )
+    if path.is_symlink():
+        fix = f"name {real} itself, or give a DST"
+        raise Refused(f"{path.name}: this is a symbolic link", why=f"it leads to {real}", fix=fix)
+    with file_errors(path, "changed"):
+        links = os.stat(path).st_nlink
+        os.close(os.open(path, os.O_RDWR | O_BINARY))
+    if links > 1:
+        raise Refused(
+            f"{path.name}: this file has {links} names (hard links)",
+            why="a change in place would change the file under every one of them",
+            fix="give a DST",
+        )
+
+
+def _with_journal(wanted: Change) -> tuple[str, int] | None:
+    """The two ways that write into the file itself; None where neither is possible."""
+    size = os.stat(wanted.path).st_size
+    shift = total(wanted.pieces) - size
+    changes = _changes(wanted, shift)
+    if shift % BLOCK or changes is None:
+        return None
+    wanted.close()
+    with file_errors(wanted.path, "changed"):
+        fd = os.open(wanted.path, os.O_RDWR | O_BINARY)
+        try:
+            alone = lease(fd)
+            if alone is None:
+                return None
+            if not alone:
+                raise _in_use(wanted.path)
+            if not _apply(fd, wanted, changes):
+                return None
+        finally:
+            os.close(fd)
+    copied = wanted.prefix + sum(len(piece) for _, piece in changes)
+    return ("in-place insert" if shift else "in-place padding"), copied
+
+
+def _apply(fd: int, wanted: Change, changes: list[tuple[int, Piece]]) -> bool:
+    """Journal, change, check, forget; False, with the file as it was, where the file system moves no data."""
+    journal = Journal.create(fd, wanted.path, wanted.pieces, wanted.prefix, changes)
+    try:
+        try:
+            journal.apply(fd, changes)
+            with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as view, GGUFIndex(view, wanted.path, len(view)) as index:
+                wanted.check(index)
+        except BaseException as error:
+            journal.roll_back(fd)
+            if isinstance(error, OSError) and error.errno in _CANNOT_SHIFT:
+                return False
+            raise
+        journal.remove()
+    finally:
+        journal.close()
+    return True
+
+
+def _changes(wanted: Change, shift: int) -> list[tuple[int, Piece]] | None:
+    """What differs after the header, at its offset before the change; None if bytes moved otherwise than by `shift`."""
+    at, out = 0, list[tuple[int, Piece]]()
+    for piece in wanted.pieces:
+        start, at = at, at + len(piece)
+        if at <= wanted.prefix:
+            continue
+        if isinstance(piece, bytes):
+            own = piece[max(0, wanted.prefix - start) :]  # what precedes it belongs to the header
+            out.append((at - len(own) - shift, own))
+        elif piece.start != start - shift:
+            return None
+        elif not isinstance(piece, Span):
+            out.append((piece.start, piece))
+    return out
+
+
+def _in_use(path: Path) -> FileTrouble:
+    return FileTrouble(
+        f"{path.name}: the file is open or mapped in another program",
+        why="moving its data in place would change it under that program",
+        fix="end that program (llama.cpp? another mrrope?), or give a DST",
+    )
+
+
+def recover(path: str | os.PathLike[str]) -> bool:
+    """Undo an in-place change that was cut short; False if there was none. The file is then as before the change."""
+    path = Path(path)
+    unfinished = journal_path(path).with_name(journal_path(path).name + ".new")
+    with file_errors(path, "brought back"):
+        unfinished.unlink(missing_ok=True)  # cut short before the file was touched
+        try:
+            journal = Journal.open(path)
+        except FileNotFoundError:
+            return False
+        try:
+            fd = os.open(path, os.O_RDWR | O_BINARY)
+            try:
+                if lease(fd) is False:
+                    raise _in_use(path)
+                journal.roll_back(fd)
+            finally:
+                os.close(fd)
+        finally:
+            journal.close()
+    return True

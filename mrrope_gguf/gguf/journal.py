@@ -1,0 +1,179 @@
+"""What an in-place change overwrites, kept beside the file until the change is done, and the way back from it.
+
+A journal file holds, in order: magic, u64 length of the facts, the facts (JSON), the old header, the old bytes of the
+tensors that change, the new header, sha256 of all before. It gets its name only when it is whole and on the disk, so a
+journal that is there can be trusted, and one that is missing means that the file was not touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mrrope_gguf.errors import FileTrouble
+from mrrope_gguf.gguf.copy import CHUNK, O_BINARY, Copier, read_at, read_exactly, sync_dir, sync_file, write_at
+from mrrope_gguf.gguf.pieces import Layout, Piece, Rows, Span, total
+from mrrope_gguf.gguf.ranges import shift_range
+from mrrope_gguf.gguf.source import journal_path
+
+Changes = list[tuple[int, Piece]]  # what comes after the header, at its offset before the change
+
+MAGIC = b"MRROPEJ1"
+SAMPLES = 64  # places of the tensor data that are compared after a way back
+SAMPLE_BYTES = 4096
+
+
+@dataclass
+class Facts:
+    """Sizes of the file and its header before and after; [offset before, bytes] of tensors that change; samples."""
+
+    old_size: int
+    new_size: int
+    old_prefix: int
+    new_prefix: int
+    changed: list[list[int]]
+    samples: list[list[int | str]]  # [offset before, sha256]
+
+    @property
+    def shift(self) -> int:
+        return self.new_size - self.old_size
+
+
+class Journal:
+    """One journal file, open for reading. `start` is where the old header lies in it."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path, self.fd = path, fd
+        self.facts, self.start = _read_facts(fd, path)
+
+    @classmethod
+    def create(cls, file: int, path: Path, pieces: list[Piece], prefix: int, changes: Changes) -> Journal:
+        """Keep what turning the open `file` into `pieces` will overwrite: its header and what lies under `changes`."""
+        old_size, new_size = os.fstat(file).st_size, total(pieces)
+        old_prefix = prefix - (new_size - old_size)
+        changed = [[at, len(piece)] for at, piece in changes]
+        facts = Facts(old_size, new_size, old_prefix, prefix, changed, _samples(file, old_prefix, old_size))
+        old: list[Piece] = [Span(0, old_prefix), *(Span(at, at + size) for at, size in changed)]
+        name = journal_path(path)
+        new = name.with_name(name.name + ".new")
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | O_BINARY, 0o600)
+        try:
+            _write(fd, file, facts, old, Layout(pieces).slice(0, prefix))
+            os.replace(new, name)
+            sync_dir(name.parent)
+            return cls(name, fd)
+        except BaseException:
+            os.close(fd)
+            for leftover in (new, name):
+                with suppress(OSError):
+                    leftover.unlink()
+            raise
+
+    @classmethod
+    def open(cls, path: Path) -> Journal:
+        """The journal of the file at `path`. FileTrouble if it is damaged, FileNotFoundError if there is none."""
+        name = journal_path(path)
+        fd = os.open(name, os.O_RDONLY | O_BINARY)
+        try:
+            size = os.fstat(fd).st_size
+            if size < 48 or _digest(fd, size - 32) != read_at(fd, 32, size - 32):
+                raise _damaged(name, "its sha256 is not the one it ends with")
+            return cls(name, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def remove(self) -> None:
+        """The change is done, or undone: forget what it overwrote."""
+        self.path.unlink()
+        sync_dir(self.path.parent)
+
+    def apply(self, file: int, changes: Changes) -> None:
+        """Make the change: move the data, write the new header, then the tensors that change, from their old bytes."""
+        facts = self.facts
+        if facts.shift:
+            shift_range(file, facts.shift)
+        at = self.start + facts.old_prefix
+        _copy(self.fd, at + sum(size for _, size in facts.changed), facts.new_prefix, file, 0)
+        for offset, piece in changes:
+            if isinstance(piece, Rows):
+                piece = Rows(at, at + len(piece), piece.row_bytes, piece.order)
+            Copier(self.fd, file).write([piece], offset + facts.shift)
+            at += len(piece)
+        sync_file(file)
+
+    def roll_back(self, file: int) -> None:
+        """Put the file back as it was, wherever the change was cut short. Can itself be cut short and repeated.
+
+        The size tells whether the data was moved, since that is one call of the file system. FileTrouble if the data
+        is not what it was: then the power failed within that call, on a file system that does not make it whole.
+        """
+        facts = self.facts
+        size = os.fstat(file).st_size
+        if size not in (facts.old_size, facts.new_size):
+            raise _damaged(self.path, f"the file has {size} bytes, not {facts.old_size} or {facts.new_size}")
+        if size != facts.old_size:
+            shift_range(file, -facts.shift)
+        at = self.start
+        for offset, length in [[0, facts.old_prefix], *facts.changed]:
+            _copy(self.fd, at, length, file, offset)
+            at += length
+        sync_file(file)
+        for place, digest in facts.samples:
+            if _sample(file, int(place)) != digest:
+                raise _damaged(self.path, f"the file's data at byte {place} is not what it was")
+        self.remove()
+
+
+def _write(fd: int, file: int, facts: Facts, old: list[Piece], new_header: list[Piece]) -> None:
+    text = json.dumps(asdict(facts)).encode()
+    end = Copier(file, fd).write([MAGIC + struct.pack("<Q", len(text)) + text, *old, *new_header])
+    write_at(fd, _digest(fd, end), end)
+    sync_file(fd)
+
+
+def _read_facts(fd: int, path: Path) -> tuple[Facts, int]:
+    try:
+        magic, length = struct.unpack("<8sQ", read_exactly(fd, 16, 0))
+        if magic != MAGIC:
+            raise ValueError(f"it begins with {magic!r}")
+        return Facts(**json.loads(read_exactly(fd, length, 16))), 16 + length
+    except (ValueError, TypeError, OverflowError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _digest(fd: int, size: int) -> bytes:
+    digest = hashlib.sha256()
+    for at in range(0, size, CHUNK):
+        digest.update(read_exactly(fd, min(CHUNK, size - at), at))
+    return digest.digest()
+
+
+def _copy(src: int, start: int, size: int, dst: int, at: int) -> None:
+    for done in range(0, size, CHUNK):
+        write_at(dst, read_exactly(src, min(CHUNK, size - done), start + done), at + done)
+
+
+def _samples(file: int, start: int, end: int) -> list[list[int | str]]:
+    step = max(SAMPLE_BYTES, (end - start) // SAMPLES)
+    return [[at, _sample(file, at)] for at in range(start, end, step)]
+
+
+def _sample(file: int, at: int) -> str:
+    return hashlib.sha256(read_at(file, SAMPLE_BYTES, at)).hexdigest()
+
+
+def _damaged(path: Path, why: str) -> FileTrouble:
+    return FileTrouble(
+        f"{path.name}: this journal does not bring its file back whole",
+        why=why,
+        fix="restore the file from a backup or download it again, then delete the journal",
+    )

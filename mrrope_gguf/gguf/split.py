@@ -1,0 +1,124 @@
+"""Split models: shard 1 holds the header and is rewritten, the others get a second name, and all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from mrrope_gguf.gguf.copy import Progress, sync_dir
+from mrrope_gguf.gguf.edit import Edit
+from mrrope_gguf.gguf.index import GGUFIndex
+from mrrope_gguf.gguf.pieces import Piece, Span
+from mrrope_gguf.gguf.source import Source
+from mrrope_gguf.gguf.stage import Check, Staged, file_errors, publish, require_writable_name, stage
+from mrrope_gguf.gguf.undo import data_pieces, row_rules
+from mrrope_gguf.gguf.write import WriteReport
+
+
+def shard_names(dst: Path, count: int) -> list[Path]:
+    """Names llama.cpp finds: PREFIX-00001-of-00003.gguf and so on, PREFIX being `dst` without such an ending.
+
+    >>> [p.name for p in shard_names(Path("out-00001-of-00002.gguf"), 2)]
+    ['out-00001-of-00002.gguf', 'out-00002-of-00002.gguf']
+    >>> shard_names(Path("out.gguf"), 2)[1].name
+    'out-00002-of-00002.gguf'
+    """
+    prefix = dst.name.removesuffix(f"-00001-of-{count:05d}.gguf").removesuffix(".gguf")
+    return [dst.with_name(f"{prefix}-{i + 1:05d}-of-{count:05d}.gguf") for i in range(count)]
+
+
+def edited_shards(edit: Edit) -> list[list[Piece]]:
+    """The pieces of shards 2.. as the edit makes them: themselves, but for tensors whose rows move."""
+    source, rules = edit.source, row_rules(edit.rows)
+    return [
+        source.shard_layout(shard).under(data_pieces(source.shard_index(shard), 0, rules, {}))
+        for shard in source.shards[1:]
+    ]
+
+
+def original_shards(source: Source) -> list[list[Piece]]:
+    """The pieces of shards 2.. as they were."""
+    return [source.shard_layout(shard).pieces for shard in source.shards[1:]]
+
+
+def write_split(edit: Edit, dst: Path, *, force: bool, progress: Progress | None) -> WriteReport:
+    plan = edit.plan()
+    return make_shards(
+        edit.source, [plan.pieces, *edited_shards(edit)], dst, force=force, progress=progress, check=plan.check
+    )
+
+
+def make_shards(
+    source: Source, shards: list[list[Piece]], dst: Path, *, force: bool, progress: Progress | None, check: Check
+) -> WriteReport:
+    """All shards of a new model, from `shards`, the pieces of each; `check` sees the index of the first."""
+    names = shard_names(dst, len(source.shards))
+    for src, name in zip(source.shards, names, strict=True):
+        require_writable_name(src, name, force)
+    jobs = list(zip(source.shards, shards, names, strict=True))
+    staged = stage_shards(source, jobs, progress=progress, check=check)
+    publish_all(staged, force=force)
+    return WriteReport(names[0], staged[0].how, sum(one.copied for one in staged))
+
+
+def stage_shards(
+    source: Source, jobs: list[tuple[Path, list[Piece], Path]], *, progress: Progress | None, check: Check
+) -> list[Staged]:
+    """A temp file for each (shard, its new pieces, its new name), or none."""
+    out: list[Staged] = []
+    with ExitStack() as undo:
+        for src, pieces, name in jobs:
+            untouched = pieces == [Span(0, os.stat(src).st_size)]
+            one = _link(src, name) if untouched else None
+            if one is None:
+                seen = same_index(source.shard_index(src)) if src != source.path else check
+                one = stage(src, pieces, name, progress=progress, check=seen)
+            assert one is not None  # only must_clone makes stage give up
+            undo.callback(one.discard)
+            out.append(one)
+        undo.pop_all()
+    return out
+
+
+def _link(src: Path, name: Path) -> Staged | None:
+    """A second name for an untouched shard; None where the file system or its owner does not allow one."""
+    temp = name.with_name(f".{name.name[:200]}.{os.urandom(4).hex()}.tmp")
+    try:
+        os.link(src.resolve(), temp)
+    except OSError:
+        return None
+    return Staged(temp, name, "hardlink", 0)
+
+
+def same_index(old: GGUFIndex) -> Callable[[GGUFIndex], None]:
+    """A check that a rewritten shard's header is the old one, byte for byte."""
+
+    def check(new: GGUFIndex) -> None:
+        if new.size != old.size or new.raw(0, new.data_start) != old.raw(0, old.data_start):
+            raise ValueError(f"{new.path}: the header of a shard changed")
+
+    return check
+
+
+def publish_all(staged: list[Staged], *, force: bool) -> None:
+    """Name all shards or none: what they replace is kept aside until the last has its name."""
+    with ExitStack() as undo:
+        for one in staged:
+            undo.callback(one.discard)
+        kept: list[Path] = []
+        for one in staged:
+            if force and os.path.lexists(one.dst):
+                aside = one.temp.with_suffix(".old")
+                with file_errors(one.dst):
+                    os.replace(one.dst, aside)
+                undo.callback(os.replace, aside, one.dst)
+                kept.append(aside)
+            publish(one, force=False)
+            undo.callback(one.dst.unlink)
+        undo.pop_all()
+    for aside in kept:
+        with suppress(OSError):
+            aside.unlink()
+    sync_dir(staged[0].dst.parent)

@@ -1,0 +1,207 @@
+"""New files that are either there, whole and checked, or not there: temp file, fsync, re-parse, rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrrope_gguf.errors import FileTrouble
+from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Copier, Progress, clone_range, sync_dir, sync_file
+from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
+from mrrope_gguf.gguf.pieces import Piece, Span, total
+
+Check = Callable[[GGUFIndex], None]
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextmanager
+def file_errors(path: Path, doing: str = "written") -> Iterator[None]:
+    """Turn an OSError about `path` into a FileTrouble with the fix."""
+    try:
+        yield
+    except OSError as error:
+        raise _trouble(path, doing, error) from None
+
+
+def _trouble(path: Path, doing: str, error: OSError) -> FileTrouble:
+    fixes = {
+        errno.ENOENT: "make the directory first, or check its name",
+        errno.EACCES: f"check the permissions of {path.parent}, or write to another directory",
+        errno.EPERM: f"check the permissions of {path.parent}, or write to another directory",
+        errno.EROFS: "write to a directory on another file system",
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EFBIG: "write to a file system that takes files this large",
+    }
+    fix = "free some space there, or write elsewhere" if error.errno in _FULL else "check the disk"
+    why = error.strerror or str(error)
+    if error.errno in _FULL:
+        with suppress(OSError):
+            why += f"; {_free(path.parent)} bytes available"
+    return FileTrouble(f"{path}: the file cannot be {doing}", why=why, fix=fixes.get(error.errno or 0, fix))
+
+
+@dataclass
+class Staged:
+    """A finished temp file beside the place it is meant for."""
+
+    temp: Path
+    dst: Path
+    how: str
+    copied: int
+
+    def discard(self) -> None:
+        with suppress(OSError):
+            self.temp.unlink()
+
+
+def stage(
+    src: Path,
+    pieces: list[Piece],
+    dst: Path,
+    *,
+    progress: Progress | None = None,
+    check: Check | None = None,
+    must_clone: bool = False,
+) -> Staged | None:
+    """Write `pieces` of `src` to a temp file in the directory of `dst`, onto the disk, and let `check` see its index.
+
+    It has the mode of `src`. Nothing is left on any error. None, with `must_clone`, where blocks cannot be shared.
+    """
+    temp = dst.with_name(f".{dst.name[:200]}.{os.urandom(4).hex()}.tmp")
+    try:
+        with file_errors(src, "read"):
+            source = os.open(src, os.O_RDONLY | O_BINARY)
+        try:
+            with file_errors(dst):
+                done = _write_temp(source, src, temp, pieces, dst, progress, must_clone)
+        finally:
+            os.close(source)
+        if done is None:
+            temp.unlink()
+            return None
+        if check is not None:
+            with open_gguf(temp) as index:
+                check(index)
+    except BaseException:
+        with suppress(OSError):
+            temp.unlink()
+        raise
+    return Staged(temp, dst, done.how, done.copied)
+
+
+def _write_temp(
+    source: int, src: Path, temp: Path, pieces: list[Piece], dst: Path, progress: Progress | None, must_clone: bool
+) -> Copier | None:
+    whole = _clone_file(source, src, temp, pieces)
+    fd = os.open(temp, os.O_RDWR | O_BINARY | (0 if whole else os.O_CREAT | os.O_EXCL), 0o600)
+    try:
+        clones = not whole and os.fstat(source).st_size >= BLOCK and clone_range(source, 0, BLOCK, fd, 0)
+        if must_clone and not (clones or whole):
+            return None
+        if not clones and not whole:
+            _require_space(dst, total(pieces))
+        copier = Copier(source, fd, progress, clone=clones)
+        copier.write(pieces[:-1] if whole else pieces)
+        copier.how = "reflink" if whole else copier.how
+        os.ftruncate(fd, total(pieces))
+        os.chmod(temp, stat.S_IMODE(os.fstat(source).st_mode))
+        sync_file(fd)
+    finally:
+        os.close(fd)
+    return copier
+
+
+def _clone_file(source: int, src: Path, temp: Path, pieces: list[Piece]) -> bool:
+    """macOS shares whole files only: of use where the data keeps its place, so that nothing but the prefix differs."""
+    last = pieces[-1]
+    if not isinstance(last, Span) or last.start != total(pieces[:-1]) or last.end != os.fstat(source).st_size:
+        return False
+    return clonefile(src, temp)
+
+
+def clonefile(src: Path, dst: Path) -> bool:
+    """macOS's call of that name; False on other systems and where the file system cannot."""
+    if sys.platform != "darwin":
+        return False
+    import ctypes
+
+    return ctypes.CDLL(None).clonefile(os.fsencode(src.resolve()), os.fsencode(dst), 0) == 0
+
+
+def _free(directory: Path) -> int:
+    """Bytes that we may still write to this directory's file system."""
+    if hasattr(os, "statvfs"):
+        found = os.statvfs(directory)
+        return found.f_bavail * found.f_frsize
+    import shutil
+
+    return shutil.disk_usage(directory).free
+
+
+def _require_space(dst: Path, needed: int) -> None:
+    """FileTrouble where the destination's file system has less than `needed` bytes for us."""
+    free = _free(dst.parent)
+    if free < needed:
+        raise FileTrouble(
+            f"{dst}: the disk has no room for this file",
+            why=f"{needed} bytes needed ({needed / 1e6:.1f} MB), {free} available ({free / 1e6:.1f} MB)",
+            fix="free some space, write to another disk, or use --in-place",
+        )
+
+
+def require_writable_name(src: Path, dst: Path, force: bool) -> None:
+    """Refuse a destination that is the source, a directory, in no directory, or taken."""
+    if dst.is_dir():
+        raise FileTrouble(f"{dst}: this is a directory", why="the new file needs a name", fix="give a file name in it")
+    if not dst.parent.is_dir():
+        raise FileTrouble(f"{dst}: its directory does not exist", why=f"no {dst.parent}", fix=f"mkdir -p {dst.parent}")
+    if dst.exists() and os.path.samefile(src, dst):
+        raise FileTrouble(
+            f"{dst}: source and destination are the same file",
+            why="the source is never overwritten unless that is asked for",
+            fix="give another name, or use --in-place (revert: leave DST out)",
+        )
+    if os.path.lexists(dst) and not force:
+        raise exists(dst)
+
+
+def exists(dst: Path) -> FileTrouble:
+    return FileTrouble(f"{dst}: the file exists", why="it is not overwritten", fix="give another name, or use --force")
+
+
+def publish(staged: Staged, *, force: bool) -> None:
+    """Give a staged file its name, at once and for good. Without `force` a file that appeared meanwhile is kept."""
+    try:
+        with file_errors(staged.dst):
+            if force:
+                os.replace(staged.temp, staged.dst)
+            else:
+                _publish_new(staged.temp, staged.dst)
+            sync_dir(staged.dst.parent)
+    except BaseException:
+        staged.discard()
+        raise
+
+
+def _publish_new(temp: Path, dst: Path) -> None:
+    try:
+        if sys.platform == "win32":
+            os.rename(temp, dst)
+            return
+        try:
+            os.link(temp, dst)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links: claim the name, then replace the claim
+            os.close(os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+            os.replace(temp, dst)
+        else:
+            os.unlink(temp)
+    except FileExistsError:
+        raise exists(dst) from None

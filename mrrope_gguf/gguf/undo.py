@@ -1,0 +1,281 @@
+"""The undo record: one string in an extended file from which the original comes back, byte for byte.
+
+The original is told in terms of the file that holds the record: which metadata records to copy, which to rename, which
+bytes to put instead, how many tensors went in first, which tensors had their rows reordered. It counts records, not
+bytes, so neither the record's own length nor another tool's padding can shift it; and it names layers by ranges, so
+its size grows neither with the vocabulary nor with the number of tensors.
+
+The string is base64 of zlib of JSON, NUL, literal bytes (in the order in which the rules use them up).
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mrrope_gguf.errors import BadFile, Refused
+from mrrope_gguf.gguf.index import KV, GGUFIndex, Tensor
+from mrrope_gguf.gguf.pieces import Layout, Piece, Rows, Span
+from mrrope_gguf.gguf.types import padded
+
+VERSION = 1
+MAX_BYTES = 64 << 20  # of a decompressed record: metadata that was replaced, never a vocabulary
+COPY, RENAME, LITERAL = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class RowPermutation:
+    """How the rows of a q or k projection move when RoPE pairs change their layout, head by head.
+
+    "neox_to_norm": within each head of head_dim rows, new row 2i is old row i and new row 2i+1 is old row i + n_rot/2,
+    for i < n_rot/2; rows from n_rot on stay. `order[new] = old`.
+    """
+
+    n_head: int
+    n_rot: int
+    head_dim: int
+    kind: str = "neox_to_norm"
+
+    def __post_init__(self) -> None:
+        if self.kind != "neox_to_norm":
+            raise ValueError(f"no row permutation is called {self.kind!r}")
+        if self.n_head < 1 or self.n_rot < 2 or self.n_rot % 2 or self.n_rot > self.head_dim:
+            raise ValueError(f"no such heads: n_head={self.n_head}, n_rot={self.n_rot}, head_dim={self.head_dim}")
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        half = self.n_rot // 2
+        pairs = tuple(old for i in range(half) for old in (i, i + half))
+        return pairs + tuple(range(self.n_rot, self.head_dim))
+
+    @property
+    def inverse(self) -> tuple[int, ...]:
+        order = self.order
+        return tuple(sorted(range(len(order)), key=order.__getitem__))
+
+
+@dataclass
+class Undo:
+    """What the record says, decoded. `kv` holds [COPY, first, n], [RENAME, index, key bytes], [LITERAL, bytes]."""
+
+    size: int  # of the original file
+    sha256: str  # of its bytes before the tensor data
+    n_kv: int
+    n_tensors: int
+    kv: list[list[int]] = field(default_factory=list)
+    inserted: int = 0  # tensors put first
+    shift: int = 0  # bytes of data they take, padded
+    gap: list[int] = field(default_factory=lambda: [0, 0])  # padding before the data: bytes, and whether any is not 0
+    rows: list[list[Any]] = field(default_factory=list)  # [name template, ranges, n_head, n_rot, head_dim]
+    data: list[list[Any]] = field(default_factory=list)  # [tensor name, bytes] of tensors whose data was replaced
+    literals: bytes = b""
+
+
+def undo_key(arch: str) -> str:
+    return f"{arch}.rope.scaling.mrrope.undo"
+
+
+def encode(undo: Undo) -> str:
+    """The record as the string that goes into the file."""
+    rules = asdict(undo)
+    literals = rules.pop("literals")
+    text = json.dumps({"v": VERSION, **rules}, separators=(",", ":")).encode()
+    return binascii.b2a_base64(zlib.compress(text + b"\0" + literals, 9), newline=False).decode()
+
+
+def decode(text: str, name: str) -> Undo:
+    """The record of the file called `name`. BadFile if it is damaged, Refused if a newer version wrote it."""
+    try:
+        unzip = zlib.decompressobj()
+        plain = unzip.decompress(binascii.a2b_base64(text.encode("ascii")), MAX_BYTES)
+        if not unzip.eof or unzip.unused_data:
+            raise ValueError("it does not end where it should")
+        head, _, literals = plain.partition(b"\0")
+        rules = json.loads(head)
+        version = rules.pop("v")
+        if version != VERSION:
+            raise Refused(
+                f"{name}: its undo record was written by a newer mrrope",
+                why=f"the record has version {version}, this mrrope knows {VERSION}",
+                fix="`pip install -U mrrope-gguf`",
+            )
+        return Undo(**rules, literals=literals)
+    except (ValueError, TypeError, KeyError, AttributeError, zlib.error) as error:
+        raise damaged(name, str(error)) from None
+
+
+def damaged(name: str, why: str) -> BadFile:
+    return BadFile(
+        f"{name}: the undo record is damaged, so the original cannot be rebuilt from this file",
+        why=why,
+        fix="download the original again, or restore this file from a backup",
+        field="mrrope.undo",
+    )
+
+
+def split_name(name: str) -> tuple[str, int]:
+    """A tensor's name with its first number taken out, and the number (-1 where there is none).
+
+    >>> split_name("blk.12.attn_q.weight"), split_name("output.weight")
+    (('blk.{}.attn_q.weight', 12), ('output.weight', -1))
+    """
+    start = next((i for i, c in enumerate(name) if c in "0123456789"), len(name))
+    end = start
+    while end < len(name) and name[end] in "0123456789":
+        end += 1
+    digits = name[start:end]
+    if not digits or str(int(digits)) != digits or "{}" in name:
+        return name, -1
+    return f"{name[:start]}{{}}{name[end:]}", int(digits)
+
+
+def row_rules(permutations: Mapping[str, RowPermutation]) -> list[list[Any]]:
+    """The permutations of all tensors, with layers as ranges."""
+    grouped: dict[tuple[str, RowPermutation], list[int]] = {}
+    for name, permutation in permutations.items():
+        template, number = split_name(name)
+        grouped.setdefault((template, permutation), []).append(number)
+    return [[template, _ranges(numbers), p.n_head, p.n_rot, p.head_dim] for (template, p), numbers in grouped.items()]
+
+
+def _ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """Sorted numbers as [first, last] runs."""
+    runs: list[list[int]] = []
+    for n in sorted(numbers):
+        if runs and runs[-1][1] == n - 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    return runs
+
+
+def permutation_of(name: str, rules: list[list[Any]]) -> RowPermutation | None:
+    """The permutation that `rules` give the tensor called `name`."""
+    template, number = split_name(name)
+    for rule_template, ranges, n_head, n_rot, head_dim in rules:
+        if rule_template == template and any(first <= number <= last for first, last in ranges):
+            return RowPermutation(n_head, n_rot, head_dim)
+    return None
+
+
+def row_piece(tensor: Tensor, data_start: int, permutation: RowPermutation, *, undo: bool = False) -> Rows:
+    """The tensor's data with its rows reordered. ValueError where its shape is not that of such heads."""
+    n_rows = tensor.dims[1] if len(tensor.dims) > 1 else tensor.dims[0]
+    expected = permutation.n_head * permutation.head_dim
+    if n_rows != expected or any(d != 1 for d in tensor.dims[2:]) or tensor.nbytes % n_rows:
+        raise ValueError(f"tensor {tensor.name!r} of shape {tensor.dims} does not hold {expected} rows")
+    start = data_start + tensor.offset
+    order = permutation.inverse if undo else permutation.order
+    return Rows(start, start + tensor.nbytes, tensor.nbytes // n_rows, order)
+
+
+def prefix_end(index: GGUFIndex) -> int:
+    """Where a header with its padding ends and the bytes begin that an edit leaves where they are.
+
+    It is the data's start, but for a file without tensors: there, what the data's start would be.
+    """
+    return min(padded(index.infos_end, index.alignment), index.size)
+
+
+def tensor_infos(tensors: Iterable[Tensor], index: GGUFIndex, shift: int) -> bytes:
+    """The info records of `tensors`, with every offset moved by `shift`: the offset is a record's last 8 bytes."""
+    out: list[bytes | memoryview] = []
+    for tensor in tensors:
+        out += index.raw(tensor.start, tensor.end - 8), struct.pack("<Q", tensor.offset + shift)
+    return b"".join(out)
+
+
+class _Literals:
+    """The record's literal bytes, taken in order."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, size: int) -> bytes:
+        if not 0 <= size <= len(self.data) - self.at:
+            raise ValueError("it names more bytes than it holds")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+
+def original_layout(index: GGUFIndex, undo: Undo) -> tuple[Layout, int]:
+    """The original file in pieces of the file that `index` describes, and the length of its header with padding.
+
+    BadFile if the record does not fit the file. Its sha256 is for the caller to check, once the header is rebuilt.
+    """
+    try:
+        literals = _Literals(undo.literals)
+        header = _header(index, undo, literals)
+        size = sum(map(len, header))
+        tail = _tail(index, undo, literals)
+        if size + sum(map(len, tail)) != undo.size:
+            raise ValueError(f"the original had {undo.size} bytes, the record makes {size + sum(map(len, tail))}")
+        return Layout(header + tail), size
+    except (ValueError, TypeError, KeyError, IndexError, struct.error) as error:
+        raise damaged(index.path.name, str(error)) from None
+
+
+def _header(index: GGUFIndex, undo: Undo, literals: _Literals) -> list[Piece]:
+    old = list(index.tensors.values())[undo.inserted :]
+    if len(old) != undo.n_tensors or not 0 <= undo.inserted <= len(index.tensors):
+        raise ValueError(f"the original had {undo.n_tensors} tensors, this file has {len(index.tensors)}")
+    records = list(index.kvs.values())
+    pieces: list[Piece] = [bytes(index.raw(0, 8)) + struct.pack("<QQ", undo.n_tensors, undo.n_kv)]
+    for op, *args in undo.kv:
+        pieces += _kv_pieces(op, args, records, index, literals)
+    if undo.shift or undo.inserted:
+        pieces.append(tensor_infos(old, index, -undo.shift))
+    else:
+        pieces.append(Span(index.infos_start, index.infos_end))
+    length, nonzero = undo.gap
+    pieces.append(literals.take(length) if nonzero else bytes(min(length, MAX_BYTES)))
+    return pieces
+
+
+def _kv_pieces(op: int, args: list[int], records: list[KV], index: GGUFIndex, literals: _Literals) -> list[Piece]:
+    if op == LITERAL:
+        return [literals.take(args[0])]
+    first, n = args
+    if op == COPY and 0 <= first <= first + n - 1 < len(records):
+        return [Span(records[first].start, records[first + n - 1].end)]
+    if op == RENAME and 0 <= first < len(records):
+        return [struct.pack("<Q", n) + literals.take(n), Span(key_end(records[first], index), records[first].end)]
+    raise ValueError(f"it has no rule {op} {args} for {len(records)} metadata records")
+
+
+def key_end(kv: KV, index: GGUFIndex) -> int:
+    """Where a record's key ends and its type begins."""
+    (length,) = struct.unpack("<Q", index.raw(kv.start, kv.start + 8))
+    return kv.start + 8 + int(length)
+
+
+def _tail(index: GGUFIndex, undo: Undo, literals: _Literals) -> list[Piece]:
+    start = padded(index.infos_end, index.alignment) + undo.shift
+    if undo.shift < 0 or start > index.size:
+        raise ValueError(f"the original's data would begin at {start} of {index.size} bytes")
+    special: dict[str, Piece] = {name: literals.take(size) for name, size in undo.data}
+    return data_pieces(index, start, undo.rows, special, undo=True)
+
+
+def data_pieces(
+    index: GGUFIndex, start: int, rules: list[list[Any]], special: Mapping[str, Piece], *, undo: bool = False
+) -> list[Piece]:
+    """The file from `start` to its end, with rows reordered by `rules` and the tensors named in `special` replaced."""
+    pieces: list[Piece] = []
+    for tensor in index.tensors.values() if rules or special else ():
+        permutation = permutation_of(tensor.name, rules)
+        piece = special.get(tensor.name)
+        at = index.data_start + tensor.offset
+        if permutation is not None:
+            piece = row_piece(tensor, index.data_start, permutation, undo=undo)
+        if piece is not None:
+            if len(piece) != tensor.nbytes or at < start:
+                raise ValueError(f"tensor {tensor.name!r} has {tensor.nbytes} bytes, not {len(piece)}")
+            pieces += [Span(start, at), piece]
+            start = at + tensor.nbytes
+    return [*pieces, Span(start, index.size)]
