@@ -13,7 +13,7 @@ from mrrope_gguf import _native
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
     from mrrope_gguf.tables import RopeTable
 
@@ -61,9 +61,7 @@ def rope(
     if mode not in ("norm", "neox"):
         raise ValueError(f"mode must be 'norm' or 'neox', got {mode!r}")
     target = _aligned_like(x) if out is None else _check_out(x, out)
-    half = x.dtype.itemsize == 2
-    threads = _threads(n_threads)
-    _native.rope(x, target, places, theta, table.attn_factor, half, mode == "neox", threads, _level())
+    _native.rope(x, target, places, theta, table.attn_factor, mode == "neox", _threads(n_threads), _level())
     return target
 
 
@@ -92,33 +90,33 @@ def nll(logits: NDArray[np.float32], targets: ArrayLike, n_threads: int | None =
     return out
 
 
-def _check_array(name: str, array: NDArray[Any], dtypes: tuple[str, ...], n_dims: int) -> None:
+def _check_array(name: str, array: NDArray[Any], dtypes: tuple[DTypeLike, ...], n_dims: int) -> None:
     """ValueError unless array is a C-contiguous numpy array of one of dtypes in native byte order."""
     import numpy as np
 
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{name} must be a numpy array, got {type(array).__name__}")
-    if array.dtype not in [np.dtype(dtype) for dtype in dtypes]:
-        raise ValueError(f"{name} must be {' or '.join(dtypes)}, got {array.dtype}")
+    if not any(array.dtype == dtype for dtype in dtypes):  # a swapped byte order is another dtype
+        raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {array.dtype}")
     if array.ndim != n_dims:
         raise ValueError(f"{name} must have {n_dims} dimensions, got {array.ndim}: shape {array.shape}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{name} must be C-contiguous, got strides {array.strides} for shape {array.shape}")
     if not array.flags.aligned:
-        raise ValueError(f"{name} must be aligned to {array.itemsize} bytes, got address {array.ctypes.data}")
+        raise ValueError(f"{name} must be aligned to {array.itemsize} bytes, got address {_address(array)}")
 
 
 def _check_out(x: NDArray[Any], out: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
-    _check_array("out", out, (x.dtype.name,), 3)
+    _check_array("out", out, (x.dtype,), 3)
     if out.shape != x.shape:
         raise ValueError(f"out must have the shape of x, {x.shape}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError(f"out is read-only: shape {out.shape}")
-    distance = out.ctypes.data - x.ctypes.data
-    if distance != 0 and np.may_share_memory(x, out):
-        raise ValueError(f"out must be x or apart from it; they overlap, {distance} bytes shifted")
+    if out is not x and _address(out) != _address(x) and np.may_share_memory(x, out):
+        shift = _address(out) - _address(x)
+        raise ValueError(f"out must be x or apart from it; they overlap, {shift} bytes shifted")
     return out
 
 
@@ -140,13 +138,13 @@ def _integers(name: str, values: ArrayLike, n: int, low: int, high: int) -> NDAr
 
 
 def _check_table(table: RopeTable, head_dim: int) -> list[float]:
-    """table.theta, ValueError unless its pairs fit in head_dim and its numbers can be turned by."""
+    """table.theta, ValueError unless its pairs fit in head_dim and its numbers are sound."""
     theta = table.theta
     if 2 * len(theta) > head_dim:
         raise ValueError(f"the table rotates {2 * len(theta)} dims, x has only head_dim {head_dim}")
-    for i, angle in enumerate(theta):
-        if not abs(angle) <= MAX_THETA:
-            raise ValueError(f"theta of pair {i} must lie within +-{MAX_THETA:g} radians per token, got {angle}")
+    total = sum(map(abs, theta))
+    if not total <= MAX_THETA:
+        raise ValueError(f"theta must be finite and add up to {MAX_THETA:g} radians per token at most, got {total}")
     if not math.isfinite(table.attn_factor):
         raise ValueError(f"attn_factor must be finite, got {table.attn_factor}")
     return theta
@@ -157,8 +155,12 @@ def _aligned_like(x: NDArray[Any]) -> NDArray[Any]:
     import numpy as np
 
     buffer = np.empty(x.nbytes + 64, dtype=np.uint8)
-    start = -buffer.ctypes.data % 64
+    start = -_address(buffer) % 64
     return buffer[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+
+
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _threads(n_threads: int | None) -> int:

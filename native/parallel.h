@@ -14,7 +14,7 @@ namespace mrrope {
 // each with a megabyte at least, under which starting one costs more than it saves.
 inline int pick_threads(int n_threads, int64_t n_rows, size_t row_bytes) {
     const double megabytes = (double) n_rows * (double) row_bytes / (1 << 20);
-    const double cpus = std::max(1u, std::thread::hardware_concurrency());
+    static const double cpus = std::max(1u, std::thread::hardware_concurrency());  // asking takes microseconds
     const double wanted = n_threads > 0 ? n_threads : std::min(cpus, std::max(1.0, megabytes));
     return (int) std::min(wanted, std::max(1.0, (double) n_rows));
 }
