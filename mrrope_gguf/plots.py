@@ -1,0 +1,200 @@
+"""Three pictures: factors by pair, perplexity by position, the bound curve. matplotlib is imported when first asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .bound import BoundCurve
+from .errors import FileTrouble, MrropeError
+from .tables import RopeTable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Values = Sequence[float] | NDArray[np.floating[Any]] | NDArray[np.integer[Any]]
+
+# Told apart by colour-blind readers too, and dark enough for thin lines on white.
+_COLOURS = ("#3b5bdb", "#e8590c", "#0c8599", "#ae3ec9", "#5c940d", "#c2255c", "#f08c00", "#495057", "#1098ad")
+_INK, _GREY, _RULE = "#212529", "#868e96", "#e9ecef"
+_CLIP = 2.5  # a perplexity line is cut where it leaves this many times the best series' worst value
+
+
+def plot_factors(tables: Sequence[RopeTable], path: str | Path) -> None:
+    """Factors against pair index, one step line per table, the band of each distinct (d_l, d_h) shaded.
+
+    Writes a PNG, or whatever the suffix of `path` names.
+    Raises ValueError for no tables, MrropeError if matplotlib is missing, FileTrouble if the file cannot be written.
+    """
+    if not tables:
+        raise ValueError("plot_factors needs at least one table, got none")
+    figure, axes = _canvas("rotary pair i (fast to slow)", "factor: theta_i is divided by")
+    n_pairs = max(len(t.factor_values) for t in tables)
+    top = max(max(t.factor_values) for t in tables)
+    for band in dict.fromkeys((t.d_l, t.d_h) for t in tables):
+        _shade_band(axes, *band, n_pairs)
+    for table, colour in zip(tables, _colours(len(tables)), strict=True):
+        label = f"{table.method}, S = {table.scale:g}"
+        pairs = range(len(table.factor_values))
+        axes.plot(pairs, table.factor_values, color=colour, label=label, marker="o", markersize=3.2, linewidth=1.8)
+    axes.set_xlim(-0.5, n_pairs - 0.5)
+    axes.set_yscale("log", base=2)
+    axes.set_ylim(min(0.93, min(min(t.factor_values) for t in tables) * 0.93), max(top, 1.5) * 1.12)
+    _plain_numbers(axes.yaxis)
+    first = tables[0]
+    same = all((t.n_ctx_orig, t.freq_base) == (first.n_ctx_orig, first.freq_base) for t in tables)
+    model = f": n_rot {first.n_rot}, base {first.freq_base:g}, {first.n_ctx_orig} tokens" if same else ""
+    _finish(figure, axes, f"How much slower each rotary pair turns{model}", path, legend="lower right")
+
+
+def _shade_band(axes: Any, d_l: int, d_h: int, n_pairs: int) -> None:
+    right = min(d_h, n_pairs - 0.5)
+    if right <= d_l:
+        return
+    axes.axvspan(d_l, right, color="#748ffc", alpha=0.10, linewidth=0)
+    for edge, name, side in ((d_l, "d_l", "right"), (d_h, "d_h", "left")):
+        if edge < n_pairs:
+            axes.axvline(edge, color="#748ffc", linewidth=0.8, linestyle=(0, (4, 3)))
+            pad = -4 if side == "right" else 4
+            _note(axes, f"{name} = {edge}", (edge, 1), (pad, -6), _GREY, side)
+
+
+def plot_perplexity(series: Mapping[str, tuple[Values, Values]], n_ctx_orig: int, path: str | Path) -> None:
+    """Perplexity against position: {name: (positions (k,), perplexities (k,))}, a line at the original context.
+
+    Positions are on a log2 axis where they span 16 times or more. A line that leaves the others far behind is cut
+    at the top and its last value written there. Raises as plot_factors does; ValueError for no or empty series.
+    """
+    if not series or any(len(x) == 0 or len(x) != len(y) for x, y in series.values()):
+        raise ValueError("plot_perplexity needs series of as many positions as perplexities, one or more of each")
+    figure, axes = _canvas("position (tokens)", "perplexity (lower is better)")
+    first = min(float(min(x)) for x, _ in series.values())
+    last = max(float(max(x)) for x, _ in series.values())
+    top = _CLIP * min(float(max(y)) for _, y in series.values())
+    for (name, (x, y)), colour in zip(series.items(), _colours(len(series)), strict=True):
+        axes.plot(x, y, color=colour, label=name, marker="o", markersize=3.5, linewidth=2, zorder=3)
+        _mark_cut(axes, x, y, top, colour)
+    highest = max(float(max(y)) for _, y in series.values())
+    lowest = min(float(min(y)) for _, y in series.values())
+    room = 0.12 * (min(highest, top) - lowest) or 0.1 * lowest
+    axes.set_ylim(lowest - room, top if highest > top else highest + 2 * room)
+    if first > 0 and last >= 16 * first and last >= 8 * n_ctx_orig:
+        axes.set_xscale("log", base=2)
+    _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+    _token_ticks(axes.xaxis)
+    _finish(figure, axes, "Perplexity by position", path)
+
+
+def _mark_cut(axes: Any, x: Values, y: Values, top: float, colour: str) -> None:
+    """Where a line leaves the picture, say how far it goes."""
+    above = [i for i, value in enumerate(y) if float(value) > top]
+    if above:
+        after, before = above[0], max(above[0] - 1, 0)
+        share = (top - float(y[before])) / ((float(y[after]) - float(y[before])) or 1.0)
+        crossing = float(x[before]) + max(share, 0.0) * (float(x[after]) - float(x[before]))
+        _note(axes, f"up to {float(max(y)):,.0f}", (crossing, 1), (6, -4), colour, "left")
+
+
+def plot_bound(curves: Mapping[str, BoundCurve], path: str | Path, n_ctx_orig: int | None = None) -> None:
+    """B(m) against distance, each curve as the band between its lowest and highest value, its bound marked.
+
+    Raises as plot_factors does; ValueError for no curves.
+    """
+    if not curves:
+        raise ValueError("plot_bound needs at least one curve, got none")
+    figure, axes = _canvas("distance m (tokens)", "B(m) = sum of cos(m theta_i / f_i)")
+    axes.axhline(0, color=_INK, linewidth=0.9)
+    for (name, curve), colour in zip(curves.items(), _colours(len(curves)), strict=True):
+        end = curve.bound
+        label = f"{name}: no bound to {curve.m[-1]}" if end is None else f"{name}: first negative at {end}"
+        axes.fill_between(curve.m, curve.lowest, curve.highest, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(curve.m, curve.lowest, color=colour, linewidth=1.4, label=label)
+        if end is not None:
+            axes.plot([end], [0], color=colour, marker="o", markersize=7, markeredgecolor="white", zorder=5)
+    axes.set_xscale("log", base=2)
+    if n_ctx_orig is not None:
+        _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+    _token_ticks(axes.xaxis)
+    _finish(figure, axes, "How far a similar token outscores a random one", path, legend="lower left")
+
+
+def _canvas(x_label: str, y_label: str) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MrropeError(
+            "plots need matplotlib, which is not installed", why=str(error), fix="pip install 'mrrope-gguf[plot]'"
+        ) from None
+    figure = Figure(figsize=(8.4, 4.8), dpi=160, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_xlabel(x_label, color=_INK, fontsize=11, labelpad=7)
+    axes.set_ylabel(y_label, color=_INK, fontsize=11, labelpad=7)
+    axes.grid(color=_RULE, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors="#495057", labelsize=10, length=0, pad=5, which="both")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color("#ced4da")
+    return figure, axes
+
+
+def _colours(n: int) -> list[str]:
+    return [_COLOURS[i % len(_COLOURS)] for i in range(n)]
+
+
+def _plain_numbers(axis: Any) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _token_ticks(axis: Any) -> None:
+    """Positions as 512, 8K, 1.5M, at powers of two or multiples of 1024."""
+    from matplotlib.ticker import FuncFormatter, MultipleLocator, NullFormatter
+
+    if axis.get_scale() == "linear":
+        low, high = axis.get_view_interval()
+        step = 2 ** max((int(high - low) // 10).bit_length(), 3)
+        axis.set_major_locator(MultipleLocator(step))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _tokens(value: float) -> str:
+    """
+    >>> _tokens(512), _tokens(8192), _tokens(1.5 * 2**20)
+    ('512', '8K', '1.5M')
+    """
+    for unit, name in ((2**20, "M"), (2**10, "K")):
+        if abs(value) >= unit:
+            return f"{value / unit:.4g}{name}"
+    return f"{value:g}"
+
+
+def _rule(axes: Any, x: float, text: str) -> None:
+    axes.axvline(x, color=_GREY, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    _note(axes, text, (x, 0), (5, 6), _GREY, "left")
+
+
+def _note(axes: Any, text: str, at: tuple[float, float], shift: tuple[int, int], colour: str, side: str) -> None:
+    """Small text beside (x in data, y as a fraction of the axes), `shift` points away and to that side of it."""
+    axes.annotate(
+        text, at, shift, xycoords=("data", "axes fraction"), textcoords="offset points", color=colour, fontsize=9,
+        ha=side, va="top" if shift[1] < 0 else "bottom",
+    )  # fmt: skip
+
+
+def _finish(figure: Any, axes: Any, title: str, path: str | Path, legend: str = "best") -> None:
+    axes.set_title(title, loc="left", color=_INK, fontsize=12.5, fontweight="bold", pad=12)
+    axes.legend(loc=legend, frameon=True, framealpha=0.9, edgecolor="none", fontsize=10, labelcolor=_INK)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise FileTrouble(
+            f"{Path(path).name}: the plot cannot be written", why=str(error), fix="choose another place for it"
+        ) from None
