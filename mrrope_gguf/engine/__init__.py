@@ -1,1 +1,11 @@
-"""How libllama is found: the only place in the package that knows."""
+"""How libllama is found, loaded and listened to. Nothing outside this package knows.
+
+`library()` says what is loaded, `capture()` keeps llama.cpp's log quiet and at hand.
+"""
+
+from __future__ import annotations
+
+from mrrope_gguf.engine.library import Library, binding_version, library, llama_cpp
+from mrrope_gguf.engine.log import Log, capture
+
+__all__ = ["Library", "Log", "binding_version", "capture", "library", "llama_cpp"]

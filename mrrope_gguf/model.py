@@ -1,0 +1,296 @@
+"""Running an extended model: `load` gives a plain `llama_cpp.Llama` on which the file's own RoPE settings hold.
+
+`Llama(...)` on its own would open 512 tokens of context and put defaults of its own in the place of what the file says
+(yarn_attn_factor=1.0 switches the file's temperature off). `load` inherits everything, and refuses what would go wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mrrope_gguf import engine
+from mrrope_gguf.errors import DoesNotFit, EngineTrouble, Refused
+from mrrope_gguf.fit import Model, read_model, size
+from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
+from mrrope_gguf.gguf.types import GGML_TYPES, ggml_type
+from mrrope_gguf.kvcache import Setting
+from mrrope_gguf.machine import machine_memory
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+Progress = Callable[[int, int], None]
+
+# values that make llama.cpp ask the file; Llama's own defaults override it
+INHERIT = {
+    "yarn_ext_factor": -1.0,
+    "yarn_attn_factor": -1.0,
+    "yarn_beta_fast": -1.0,
+    "yarn_beta_slow": -1.0,
+    "yarn_orig_ctx": 0,
+    "rope_freq_base": 0.0,
+    "rope_freq_scale": 0.0,
+    "rope_scaling_type": -1,
+}
+PORTABLE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight")
+SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+
+
+@dataclass(frozen=True)
+class _File:
+    """What `load` must know about a file before llama.cpp sees it."""
+
+    path: Path
+    arch: str
+    n_ctx: int
+    scaling_type: str
+    method: str | None
+    portable: bool
+    reexpressed_from: str | None
+    window: int
+
+
+def load(
+    path: str | os.PathLike[str],
+    n_ctx: int | None = None,
+    *,
+    progress: Progress | None = None,
+    allow_stock: bool = False,
+    past_window: bool = False,
+    check_memory: bool = True,
+    **llama_kwargs: Any,
+) -> Llama:
+    """Open a model with its whole context (or n_ctx tokens of it) and the RoPE settings its file holds.
+
+    Takes everything `llama_cpp.Llama` takes. Other defaults than Llama's: the file's context instead of 512 tokens,
+    RoPE settings inherited from the file, quiet (llama.cpp's log shows in the error if loading fails; verbose=True
+    prints it), flash attention on, and a sliding-window cache no larger than its window (swa_full=False). type_k and
+    type_v may be names, such as "q8_0".
+
+    progress(done, total): called after every n_batch tokens of a prompt that any of Llama's methods evaluates.
+    allow_stock: run a file for the patched engine on a stock library, where it is YaRN of the same scale.
+    past_window: allow an n_ctx beyond the file's context, to see what an unextended model does there.
+    check_memory: stop a model that does not fit before it loads; not done with n_gpu_layers.
+
+    Raises EngineTrouble (no libllama, a stock one for a file that needs the patch, a failure inside), DoesNotFit,
+    Refused (n_ctx past the file's context, a LoRA for a re-expressed file), BadFile, FileTrouble.
+
+    >>> llm = load("model-ContextLength32k.gguf")  # doctest: +SKIP
+    >>> llm.n_ctx()  # doctest: +SKIP
+    32768
+    """
+    file = _read(Path(path))
+    _check_lora(file, llama_kwargs)
+    n_ctx = _context(file, n_ctx, past_window)
+    options = _options(n_ctx, llama_kwargs)
+    if check_memory and not options.get("vocab_only") and not options.get("n_gpu_layers"):
+        _check_memory(read_model(path), _setting(options), bool(options.get("logits_all")))
+    _check_engine(file, allow_stock)
+    llm = _construct(file, options)
+    _guard_window(llm, file.window, options)
+    if progress:
+        _report_eval(llm, progress)
+    return llm
+
+
+def prefill(llm: Llama, tokens: Sequence[int], progress: Progress | None = None) -> None:
+    """Feed tokens to the model after what it holds already, n_batch at a time, with progress(done, total) after each.
+
+    Ctrl-C stops between batches and leaves the model with the batches that were finished: llm.n_tokens says how many.
+    Raises Refused if they do not all fit in the context (nothing is fed then), EngineTrouble if llama.cpp fails.
+    """
+    total, room = len(tokens), llm.n_ctx() - llm.n_tokens
+    if total > room:
+        raise Refused(
+            f"{total} tokens do not fit in the context",
+            why=f"it holds {llm.n_ctx()} tokens, {llm.n_tokens} are taken and {room} are free",
+            fix="load the model with a larger n_ctx, or extend the file with `mrrope extend`",
+        )
+    feed = type(llm).eval
+    for start in range(0, total, llm.n_batch):
+        batch = tokens[start : start + llm.n_batch]
+        with engine.capture() as log:
+            try:
+                feed(llm, batch)
+            except RuntimeError as err:
+                raise EngineTrouble(
+                    f"llama.cpp stopped at token {llm.n_tokens}", why=f"{err}: {log.why()}", fix="try a smaller n_ctx"
+                ) from err
+        if progress:
+            progress(start + len(batch), total)
+
+
+def _read(path: Path) -> _File:
+    from mrrope_gguf.header import Header
+    from mrrope_gguf.layers import window
+
+    with open_gguf(path) as index:
+        header = Header(index, index.arch)
+        return _File(
+            path=path,
+            arch=index.arch,
+            n_ctx=header.u32("context_length", 0),
+            scaling_type=header.text("rope.scaling.type", "none"),
+            method=_optional(index, "mrrope.method"),
+            portable=any(name in index.tensors for name in PORTABLE_TENSORS),
+            reexpressed_from=_optional(index, "mrrope.reexpressed_from"),
+            window=window(header),
+        )
+
+
+def _optional(index: GGUFIndex, name: str) -> str | None:
+    value = index.get(f"{index.arch}.rope.scaling.{name}")
+    return None if value is None else str(value)
+
+
+def _context(file: _File, n_ctx: int | None, past_window: bool) -> int:
+    if file.scaling_type not in SCALING_TYPES:
+        raise Refused(
+            f"{file.path.name}: rope.scaling.type is '{file.scaling_type}'",
+            why=f"llama.cpp knows {', '.join(SCALING_TYPES)}, and ends the whole process at any other",
+            fix="convert the model again, or extend the original with `mrrope extend`",
+        )
+    if n_ctx and n_ctx > file.n_ctx and not past_window:
+        raise Refused(
+            f"{file.path.name}: {n_ctx} tokens of context, and the file has {file.n_ctx}",
+            why="past its context a model that was not extended soon writes nonsense",
+            fix=f"`mrrope extend {file.path.name} --ctx {n_ctx}`, or load(..., past_window=True) to see it happen",
+        )
+    return n_ctx or file.n_ctx
+
+
+def _check_lora(file: _File, llama_kwargs: dict[str, Any]) -> None:
+    if file.reexpressed_from and llama_kwargs.get("lora_path"):
+        raise Refused(
+            f"{file.path.name}: a LoRA cannot be used with this file",
+            why=f"it was re-expressed from {file.reexpressed_from}: rows of attn_q and attn_k lie in another order "
+            "than in the model the LoRA was made for",
+            fix="merge the LoRA into the original first, then `mrrope extend --portable`",
+        )
+
+
+def _check_engine(file: _File, allow_stock: bool) -> None:
+    if file.method in (None, "none") or file.portable or allow_stock:
+        engine.llama_cpp()
+        return
+    library = engine.library()
+    if not library.has_rope_table:
+        raise EngineTrouble(
+            f"{file.path.name}: this file needs the patched engine",
+            why=f"its {file.method} table is metadata that the stock libllama in {library.path.parent} does not read",
+            fix="`mrrope extend --portable` on the original, or load(..., allow_stock=True) to run it as plain YaRN",
+        )
+
+
+def _options(n_ctx: int, given: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of Llama: what was given, over our defaults."""
+    options: dict[str, Any] = {
+        "verbose": False,
+        "flash_attn": True,
+        "swa_full": False,
+        **INHERIT,
+        **given,
+        "n_ctx": n_ctx,
+    }
+    if options.pop("logits_all", False):
+        raise Refused(
+            "logits_all is not supported",
+            why=f"it would keep the logits of {n_ctx} tokens, whatever the context is used for",
+            fix="decode in batches and read the logits of each, as mrrope_gguf.evals does",
+        )
+    for name in ("type_k", "type_v"):
+        if isinstance(options.get(name), str):
+            options[name] = ggml_type(options[name]).id
+    return options
+
+
+def _setting(options: dict[str, Any]) -> Setting:
+    types = [GGML_TYPES[1 if options.get(name) is None else options[name]].name for name in ("type_k", "type_v")]
+    return Setting(
+        n_ctx=options["n_ctx"],
+        type_k=types[0],
+        type_v=types[1],
+        n_batch=options.get("n_batch", 512),
+        n_ubatch=options.get("n_ubatch", 512),
+        flash_attn=bool(options["flash_attn"]),
+        swa_full=bool(options["swa_full"]),
+    )
+
+
+def _check_memory(model: Model, setting: Setting, logits_all: bool) -> None:
+    caches, compute, total = model.needs(setting)
+    if logits_all:
+        logits = setting.n_ctx * model.dims.n_vocab * 4
+        compute, total = compute + logits, total + logits
+    machine = machine_memory()
+    if machine is None or total <= machine.available:
+        return
+    kv = sum(cache.nbytes for cache in caches)
+    largest = model.largest(setting, machine.available)
+    raise DoesNotFit(
+        f"{model.path.name}: {setting.n_ctx} tokens of context do not fit in memory",
+        why=f"weights {size(model.weights)} + KV cache {size(kv)} + compute {size(compute)} = {size(total)}, "
+        f"and {size(machine.available)} of {size(machine.total)} are free",
+        fix=f"n_ctx={largest} fits with this cache; `mrrope fit {model.path.name}` shows what q8_0 would gain"
+        if largest
+        else "close other programs, or take a smaller model or quantisation",
+    )
+
+
+def _construct(file: _File, options: dict[str, Any]) -> Llama:
+    module = engine.llama_cpp()
+    with nullcontext() if options["verbose"] else engine.capture() as log:
+        try:
+            llm: Llama = module.Llama(model_path=str(file.path), **options)
+        except (ValueError, RuntimeError, AssertionError) as err:
+            raise EngineTrouble(
+                f"{file.path.name}: llama.cpp could not open it",
+                why=f"{err}: {log.why()}" if log else str(err),
+                fix="`mrrope inspect` checks the file, verbose=True shows llama.cpp's whole log",
+            ) from err
+    return llm
+
+
+def _guard_window(llm: Llama, window: int, options: dict[str, Any]) -> None:
+    """Make a sliding-window cache say no when it is wound back past what it still holds.
+
+    llama.cpp drops keys that left the window. Llama reuses the prefix two prompts share and would go on without them;
+    on a "no" it evaluates the whole prompt again, as it does for recurrent models.
+    """
+    context = llm._ctx
+    if not window or options["swa_full"] or context.memory is None:
+        return
+    lowest = engine.llama_cpp().llama_cpp.llama_memory_seq_pos_min
+    remove, memory = type(context).kv_cache_seq_rm, context.memory
+    held, chunked = weakref.ref(context), llm.metadata.get("general.architecture") == "llama4"
+
+    def guarded(seq_id: int, p0: int, p1: int) -> bool:
+        # the first position that a token at p0 looks at
+        first = p0 // window * window if chunked else max(p0 - window + 1, 0)
+        if p0 > 0 and lowest(memory, max(seq_id, 0)) > first:
+            return False
+        return bool(remove(held(), seq_id, p0, p1))
+
+    context.kv_cache_seq_rm = guarded
+
+
+def _report_eval(llm: Llama, progress: Progress) -> None:
+    """Let llm.eval, which all of Llama's methods use, report prompts; single tokens of an answer are not reported."""
+    feed, held = type(llm).eval, weakref.ref(llm)
+
+    def evaluate(tokens: Sequence[int]) -> None:
+        llm = held()
+        assert llm is not None  # it is being called
+        total = len(tokens)
+        for start in range(0, total, llm.n_batch):
+            feed(llm, tokens[start : start + llm.n_batch])
+            if total > 1:
+                progress(min(start + llm.n_batch, total), total)
+
+    llm.eval = evaluate
