@@ -11,12 +11,13 @@ are. docs/reexpression.md says for every other architecture why it is not here.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf.errors import Refused
-from mrrope_gguf.gguf.types import ValueType
+from mrrope_gguf.gguf.types import F32, ValueType
 
 if TYPE_CHECKING:
     from mrrope_gguf.gguf.edit import Edit
@@ -26,27 +27,37 @@ BLOCK_TENSOR = re.compile(r"blk\.\d+\.(\w+)\.(weight|bias)")
 GLOBALS = {"token_embd.weight", "output_norm.weight", "output.weight"}
 PLAIN = ("attn_norm", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
 QKV = ("attn_q", "attn_k", "attn_v", "attn_qkv")
+MOE = ("ffn_gate_inp", *(f"ffn_{part}_{kind}" for kind in ("exps", "shexp") for part in ("gate", "up", "down")))
+# what one of two loaders reads and the other does not, or what marks another kind of model: absent or zero
+STRANGE_KEYS = (
+    "expert_count", "nextn_predict_layers", "attention.sliding_window", "attention.scale", "rope.dimension_sections",
+    "embedding_scale", "residual_scale", "logit_scale", "deepstack_mapping",
+)  # fmt: skip
+WINDOW = 1 << 22  # tokens; no context reaches it, and llama.cpp's u32 holds it times any number of sequences
+NO_SINK = -1e30  # its exponential is 0; some backends have no infinity
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How an architecture relates to llama: its pairs, biases beside those of q, k and v, and what else is its own."""
+    """How an architecture relates to the one it becomes: its pairs, and tensors beside those all these models have."""
 
+    to: str = "llama"
     neox: bool = False
+    weights: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
-    ffn_counted_twice: bool = False
-    n_layer: int | None = None
+    allowed_keys: tuple[str, ...] = ()
 
 
 RULES = {
     "qwen2": Rule(neox=True),
-    "qwen": Rule(neox=True, ffn_counted_twice=True),
+    "qwen": Rule(neox=True),
     "pangu-embedded": Rule(neox=True, biases=("attn_output",)),
     "internlm2": Rule(),
     "xverse": Rule(),
     "ernie4_5": Rule(),
-    # with any other number of layers its graph has ALiBi, or no positions at all
-    "baichuan": Rule(n_layer=32),
+    "baichuan": Rule(),
+    "bailingmoe": Rule("granitemoe", weights=MOE, allowed_keys=("expert_count",)),
+    "smollm3": Rule("granite_swa"),
 }
 
 
@@ -91,15 +102,16 @@ class Reexpression:
         if self.moves_rows:
             for file in files:
                 self._move_rows(edit, file)
+        if self.arch_to == "granite_swa":
+            self._insert_sinks(edit, index)
 
     def _rename_keys(self, edit: Edit, index: GGUFIndex) -> None:
         edit.set("general.architecture", ValueType.STRING, self.arch_to)
         for key in index.kvs:
             if key.startswith(f"{self.arch_from}."):
                 edit.rename_key(key, self.arch_to + key[len(self.arch_from) :])
-        if RULES[self.arch_from].ffn_counted_twice:
-            twice = index.get(f"{self.arch_from}.feed_forward_length")
-            edit.set(f"{self.arch_to}.feed_forward_length", ValueType.UINT32, twice // 2)
+        for key, kind, value, item in _own_keys(index, self.arch_from):
+            edit.set(f"{self.arch_to}.{key}", kind, value, item)
         edit.set(f"{self.arch_to}.rope.scaling.mrrope.reexpressed_from", ValueType.STRING, self.arch_from)
 
     def _move_rows(self, edit: Edit, file: GGUFIndex) -> None:
@@ -112,6 +124,13 @@ class Reexpression:
             if n_head:
                 edit.permute_rows(name, RowPermutation(n_head, n_rot=dim, head_dim=dim))
 
+    def _insert_sinks(self, edit: Edit, index: GGUFIndex) -> None:
+        """Attention sinks that take nothing, one per head, which granite_swa demands."""
+        n_head = self.heads.n_head
+        for il in range(index.get(f"{self.arch_from}.block_count")):
+            data = struct.pack(f"<{n_head}f", *[NO_SINK] * n_head)
+            edit.insert_tensor(f"blk.{il}.attn_sinks.weight", (n_head,), F32, data)
+
 
 def target(index: GGUFIndex, shards: Sequence[GGUFIndex] = ()) -> Reexpression | None:
     """The stock-factor architecture that computes this model's very function, or None: `why_not` then says why.
@@ -121,13 +140,12 @@ def target(index: GGUFIndex, shards: Sequence[GGUFIndex] = ()) -> Reexpression |
     arch = index.arch
     if arch not in RULES or why_not(index, shards):
         return None
-    neox, to = RULES[arch].neox, _arch_to(index, arch)
-    if not neox:
-        why = "another name for the same graph"
-    elif to == "llama":
+    to = _arch_to(index, arch)
+    why = "the same graph under another name"
+    if RULES[arch].neox and to == "llama":
         why = "the same graph with other rotary pairs, so the rows of attn_q and attn_k change places"
-    else:
-        why = "another name for the same graph (its fused attn_qkv keeps it from llama's pairs)"
+    elif to == "granite_swa":
+        why = "the same graph with attention sinks that take nothing, and a window that no context reaches"
     return Reexpression(arch, to, why, _heads(index, arch))
 
 
@@ -140,9 +158,37 @@ def why_not(index: GGUFIndex, shards: Sequence[GGUFIndex] = ()) -> str | None:
 
 
 def _arch_to(index: GGUFIndex, arch: str) -> str:
-    """llama, which every loader knows; exaone (NEOX) where q, k and v share a tensor whose rows we do not move."""
+    """The rule's, but exaone (llama's graph with NEOX pairs) where q, k and v share a tensor whose rows do not move."""
     fused = any(_part(name) == "attn_qkv" for name in index.tensors)
-    return "exaone" if RULES[arch].neox and fused else "llama"
+    return "exaone" if RULES[arch].neox and fused else RULES[arch].to
+
+
+def _own_keys(index: GGUFIndex, arch: str) -> list[tuple[str, ValueType, Any, ValueType | None]]:
+    """Keys (less prefix, type, value, type of items) that the new architecture needs beside the renamed ones."""
+
+    def get(key: str) -> Any:
+        return index.get(f"{arch}.{key}")
+
+    u32 = ValueType.UINT32
+    if arch == "qwen":  # counts the gate and up halves of its SwiGLU
+        return [("feed_forward_length", u32, get("feed_forward_length") // 2, None)]
+    if arch == "bailingmoe":
+        n_ff = get("expert_feed_forward_length")
+        return [
+            ("logit_scale", ValueType.FLOAT32, 1.0, None),
+            ("feed_forward_length", u32, n_ff, None),
+            ("expert_shared_feed_forward_length", u32, n_ff * get("expert_shared_count"), None),
+        ]
+    if arch == "smollm3":
+        rope = [(il + 1) % 4 != 0 for il in range(get("block_count"))]
+        # llama.cpp wants one sliding layer at least: let those without RoPE be the ones, out of reach of any table
+        return [
+            ("logit_scale", ValueType.FLOAT32, 1.0, None),
+            ("attention.sliding_window", u32, WINDOW, None),
+            ("attention.sliding_window_pattern", ValueType.ARRAY, [not r for r in rope], ValueType.BOOL),
+            ("attention.rope_pattern", ValueType.ARRAY, rope, ValueType.BOOL),
+        ]
+    return []
 
 
 def _heads(index: GGUFIndex, arch: str) -> Heads:
@@ -174,25 +220,39 @@ def _key_problems(index: GGUFIndex, arch: str, to: str) -> Iterator[str]:
             yield f"{arch}.{key} is {'missing' if get(key) is None else 'not one number'}"
     if not isinstance(get("attention.head_count_kv"), int | None):
         yield f"{arch}.attention.head_count_kv is not one number"
-    # what one of the two loaders reads and the other does not, or what marks another kind of model
-    for key in ("expert_count", "nextn_predict_layers", "attention.sliding_window", "rope.dimension_sections"):
+    for key in STRANGE_KEYS:
         value = get(key)
-        if any(value) if isinstance(value, list) else value:
+        if key not in RULES[arch].allowed_keys and (any(value) if isinstance(value, list) else value):
             yield f"it holds {arch}.{key} = {value}"
-    n_layer = RULES[arch].n_layer
-    if n_layer is not None and get("block_count") != n_layer:
-        yield f"it has {get('block_count')} layers, and llama.cpp gives {arch} plain RoPE only with {n_layer}"
+    if arch == "baichuan" and get("block_count") != 32:
+        yield f"it has {get('block_count')} layers, and llama.cpp gives {arch} plain RoPE only with 32"
+    if arch == "smollm3" and get("block_count") < 4:
+        yield f"it has {get('block_count')} layers, and the fourth would be the first without RoPE"
+    if arch == "bailingmoe":
+        yield from _expert_problems(index, arch)
     clash = next((key for key in index.kvs if key.startswith(f"{to}.")), None)
     if clash:
         yield f"it holds {clash} already"
 
 
+def _expert_problems(index: GGUFIndex, arch: str) -> Iterator[str]:
+    """granitemoe always makes the chosen experts' weights sum to 1, and never scales them."""
+    for key in ("expert_feed_forward_length", "expert_shared_count"):
+        if not isinstance(index.get(f"{arch}.{key}"), int):
+            yield f"{arch}.{key} is no number"
+    if not index.get(f"{arch}.expert_weights_norm"):
+        yield f"{arch}.expert_weights_norm is not set, and {RULES[arch].to} always normalises"
+    if index.get(f"{arch}.expert_weights_scale", 1.0) not in (0.0, 1.0):
+        yield f"{arch}.expert_weights_scale is {index.get(f'{arch}.expert_weights_scale')}"
+
+
 def _tensor_problems(file: GGUFIndex, arch: str, to: str, heads: Heads) -> Iterator[str]:
-    known = {f"{name}.weight" for name in PLAIN + QKV} | {f"{name}.bias" for name in QKV}
-    if to == "llama":
-        known |= {f"{name}.bias" for name in RULES[arch].biases}
-        if RULES[arch].neox:
-            known -= {"attn_qkv.weight", "attn_qkv.bias"}
+    rule = RULES[arch]
+    known = {f"{name}.weight" for name in PLAIN + QKV + rule.weights} | {f"{name}.bias" for name in QKV}
+    if to == rule.to:
+        known |= {f"{name}.bias" for name in rule.biases}
+    if rule.neox and to == "llama":
+        known -= {"attn_qkv.weight", "attn_qkv.bias"}
     rows = {"attn_q": heads.n_head, "attn_k": heads.n_head_kv}
     for name, tensor in file.tensors.items():
         block = BLOCK_TENSOR.fullmatch(name)

@@ -29,14 +29,17 @@ N_CTX, N_LAYER = 64, 2
 TOKENS = tiny.tokens(4 * N_CTX)
 FACTORS = [1.0, 1.0, 1.2, 1.6, 2.3, 3.1, 4.0, 4.0]
 ATTN = 1.1386
-NORM = ["internlm2", "xverse", "ernie4_5"]
+NORM = dict.fromkeys(("internlm2", "xverse", "ernie4_5"), "llama") | {
+    "bailingmoe": "granitemoe",
+    "smollm3": "granite_swa",
+}
 NEOX = ["qwen2", "pangu-embedded"]
 # rows of 256 elements suit every type; more heads so that they have the size of the other models' heads
 WIDE: dict[str, Any] = {"n_embd": 256, "n_head": 16, "n_head_kv": 8, "n_ff": 256}
 TYPES = ["f16", "q8_0", "q4_0", "q5_1", "q4_K", "q6_K", "iq4_nl", "iq4_xs", "iq3_s", "iq2_xxs"]
 
 
-def rewrite(path: Path, dst: Path, factors: Sequence[float] | None = None) -> Reexpression:
+def rewrite(path: Path, dst: Path, factors: Sequence[float] | None = None, attn: float = ATTN) -> Reexpression:
     """Re-express a model, with a table of its own where `factors` are given."""
     with Source.open(path) as source:
         how = target(source.index)
@@ -44,7 +47,7 @@ def rewrite(path: Path, dst: Path, factors: Sequence[float] | None = None) -> Re
         edit = Edit(source)
         how.apply(edit, source.index)
         if factors is not None:
-            edit.set(f"{how.arch_to}.rope.scaling.attn_factor", ValueType.FLOAT32, ATTN)
+            edit.set(f"{how.arch_to}.rope.scaling.attn_factor", ValueType.FLOAT32, attn)
             data = struct.pack(f"<{len(factors)}f", *factors)
             edit.insert_tensor("rope_freqs.weight", (len(factors),), 0, data)
         write_new(edit, dst)
@@ -92,7 +95,7 @@ def test_targets_read_factors_and_sources_do_not() -> None:
         assert arch is not None
         assert not arch.portable, name
         assert arch.rope == ("neox" if RULES[name].neox else "norm")
-    for name, rope in (("llama", "norm"), ("exaone", "neox")):
+    for name, rope in (("llama", "norm"), ("granitemoe", "norm"), ("granite_swa", "norm"), ("exaone", "neox")):
         arch = architecture(name)
         assert arch is not None
         assert arch.portable, name
@@ -100,13 +103,13 @@ def test_targets_read_factors_and_sources_do_not() -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("dtype", ["f32", *TYPES])
+@pytest.mark.parametrize("dtype", ["f32", "q8_0", "q4_0", "q4_K", "iq4_xs"])
 @pytest.mark.parametrize("arch", NORM)
 def test_another_name_is_the_same_bit_for_bit(tmp_path: Path, arch: str, dtype: str) -> None:
     path = tiny.make(tmp_path / "m.gguf", arch, dtype=dtype, **WIDE)
-    how = rewrite(path, tmp_path / "llama.gguf")
-    assert (how.arch_to, how.moves_rows) == ("llama", False)
-    assert gap(tiny.logits(path, TOKENS), tiny.logits(tmp_path / "llama.gguf", TOKENS)) == 0
+    how = rewrite(path, tmp_path / "new.gguf")
+    assert (how.arch_to, how.moves_rows) == (NORM[arch], False)
+    assert gap(tiny.logits(path, TOKENS), tiny.logits(tmp_path / "new.gguf", TOKENS)) == 0
 
 
 @pytest.mark.engine
@@ -186,7 +189,7 @@ def test_fused_qkv_becomes_exaone_bit_for_bit(tmp_path: Path, arch: str, dtype: 
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("arch", [*NORM, *NEOX])
+@pytest.mark.parametrize("arch", [a for a in (*NORM, *NEOX) if RULES[a].to == "llama"])
 def test_the_table_is_used(tmp_path: Path, arch: str) -> None:
     """Past the window: stock with the rewritten file and its table equals the numpy llama with that table."""
     path = tiny.make(tmp_path / "m.gguf", arch)
@@ -195,6 +198,17 @@ def test_the_table_is_used(tmp_path: Path, arch: str) -> None:
     stock = tiny.logits(tmp_path / "table.gguf", TOKENS)
     assert gap(stock, forward(tmp_path / "plain.gguf", TOKENS, FACTORS, ATTN)) < 1e-3
     assert gap(stock[N_CTX:], tiny.logits(path, TOKENS)[N_CTX:]) > 0.1
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("arch", [*NORM, *NEOX])
+def test_the_table_reaches_the_layers_that_rotate(tmp_path: Path, arch: str) -> None:
+    """Factors of 4 are linear interpolation, which stock knows for the original: the same layers, the same angles."""
+    path = tiny.make(tmp_path / "m.gguf", arch)
+    rewrite(path, tmp_path / "table.gguf", [4.0] * 8, attn=1.0)
+    linear = tiny.logits(path, TOKENS, rope_freq_scale=0.25)
+    assert gap(tiny.logits(tmp_path / "table.gguf", TOKENS), linear) < 1e-4
+    assert gap(tiny.logits(path, TOKENS)[N_CTX:], linear[N_CTX:]) > 0.1
 
 
 @pytest.mark.engine
@@ -282,6 +296,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "weight scale": ("qwen2", {"tensors": {"blk.1.ffn_up.scale": BIAS[:1]}}, "ffn_up.scale"),
     "factors it ignores": ("pangu-embedded", {"rope_freqs": FACTORS}, "rope_freqs"),
     "keys of the target": ("qwen2", {"extra": {"general.x": 1, "tokenizer.y": 1}, "clash": True}, "llama.vocab_size"),
+    "experts' weights not normalised": ("bailingmoe", {"extra": {"expert_weights_norm": False}}, "always normalises"),
+    "experts' weights scaled": ("bailingmoe", {"extra": {"expert_weights_scale": 2.5}}, "is 2.5"),
+    "a scale granite reads": ("smollm3", {"extra": {"attention.scale": 0.5}}, "attention.scale"),
+    "no layer without RoPE": ("smollm3", {"n_layer": 3}, "3 layers"),
     "13B, with ALiBi": ("baichuan", {"n_layer": 40, "n_embd": 32, "n_head": 2, "n_head_kv": 2}, "40 layers"),
     "rows that are no heads": ("qwen2", {"tensors": {"blk.0.attn_k.bias": BIAS[:48]}}, "blk.0.attn_k.bias"),
 }

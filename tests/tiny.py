@@ -1,7 +1,7 @@
 """Tiny random models for tests: GGUF files that stock llama.cpp loads, and the logits it computes from them.
 
-`make` writes one (seeded, weights scaled so that attention matters, under 2 MB); `logits` runs it. Weights depend on
-the seed and on the tensor's name alone, so two architectures that share names share weights.
+`make` writes one (seeded, weights scaled so that attention matters, under 2 MB); `logits`, from tests.stock, runs it.
+Weights depend on the seed and the tensor's name alone, so two architectures that share names share weights.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, TokenType
 from gguf.constants import GGML_QUANT_SIZES
+
+from tests.stock import context as context
+from tests.stock import decode as decode
+from tests.stock import logits as logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +42,7 @@ class Traits:
     post_norms: tuple[str, ...] = ()
     output: bool = True
     n_layer: int = 2
+    moe: bool = False
     keys: tuple[tuple[str, Any], ...] = ()
 
 
@@ -55,6 +59,9 @@ ARCHS: dict[str, Traits] = {
     "qwen": Traits(biases=QKV),
     "pangu-embedded": Traits(biases=(*QKV, "attn_output")),
     "baichuan": Traits(n_layer=32),
+    "bailingmoe": Traits(moe=True),
+    # no RoPE in every fourth layer
+    "smollm3": Traits(n_layer=5),
     "exaone": Traits(biases=QKV),
     "qwen3": Traits(qk_norm=True),
     # one global layer in six; the others slide
@@ -69,6 +76,17 @@ ARCHS: dict[str, Traits] = {
     "stablelm": Traits(biases=("attn_norm", "ffn_norm", "output_norm"), keys=(("attention.layer_norm_epsilon", 1e-5),)),
 }
 
+# feed-forward matrices: name, shape
+DENSE = [("ffn_up", "n_ff", "n_embd"), ("ffn_gate", "n_ff", "n_embd"), ("ffn_down", "n_embd", "n_ff")]
+EXPERTS: list[tuple[str | int, ...]] = [
+    ("ffn_gate_inp", 6, "n_embd"),
+    *((name + "_exps", 6, rows, cols) for name, rows, cols in DENSE),
+    ("ffn_up_shexp", "n_ff_shared", "n_embd"),
+    ("ffn_gate_shexp", "n_ff_shared", "n_embd"),
+    ("ffn_down_shexp", "n_embd", "n_ff_shared"),
+]
+MOE_KEYS = {"expert_count": 6, "expert_used_count": 2, "expert_shared_count": 2, "expert_weights_norm": True}
+
 
 @dataclass(frozen=True)
 class Dims:
@@ -78,6 +96,10 @@ class Dims:
     n_head_kv: int
     head_dim: int
     n_ff: int
+
+    @property
+    def n_ff_shared(self) -> int:
+        return 2 * self.n_ff
 
 
 def make(
@@ -140,8 +162,9 @@ def _finish(writer: GGUFWriter, path: Path) -> Path:
 def _weights(traits: Traits, d: Dims, seed: int) -> Iterator[tuple[str, Floats]]:
     """Every tensor as (name, numpy array), rows first: numpy shape (n_out, n_in) is ggml's ne = [n_in, n_out]."""
 
-    def matrix(name: str, n_out: int, n_in: int, gain: float = 1.0) -> tuple[str, Floats]:
-        return name + ".weight", (_rng(name, seed).standard_normal((n_out, n_in)) * gain / n_in**0.5).astype(np.float32)
+    def matrix(name: str, *shape: int, gain: float = 1.0) -> tuple[str, Floats]:
+        scale = gain / shape[-1] ** 0.5
+        return name + ".weight", (_rng(name, seed).standard_normal(shape) * scale).astype(np.float32)
 
     def norm(name: str, n: int) -> tuple[str, Floats]:
         return name + ".weight", (1 + 0.2 * _rng(name, seed).standard_normal(n)).astype(np.float32)
@@ -165,9 +188,8 @@ def _weights(traits: Traits, d: Dims, seed: int) -> Iterator[tuple[str, Floats]]
             yield norm(blk + "attn_k_norm", d.head_dim)
         for name in traits.post_norms:
             yield norm(blk + name, d.n_embd)
-        yield matrix(blk + "ffn_up", d.n_ff, d.n_embd)
-        yield matrix(blk + "ffn_gate", d.n_ff, d.n_embd)
-        yield matrix(blk + "ffn_down", d.n_embd, d.n_ff)
+        for part, *shape in EXPERTS if traits.moe else DENSE:
+            yield matrix(f"{blk}{part}", *(n if isinstance(n, int) else getattr(d, n) for n in shape))
         for name in traits.biases:
             if not name.startswith("output"):
                 yield bias(blk + name, widths.get(name, d.n_embd))
@@ -256,6 +278,8 @@ def _keys(
     }
     if d.head_dim * d.n_head != d.n_embd:
         keys.update({"attention.key_length": d.head_dim, "attention.value_length": d.head_dim})
+    if traits.moe:
+        keys.update(MOE_KEYS, expert_feed_forward_length=d.n_ff, feed_forward_length=3 * d.n_ff)
     keys.update(dict(traits.keys))
     keys.update(_tokenizer())
     keys.update(extra)
@@ -308,85 +332,3 @@ def weight(path: str | Path, name: str) -> NDArray[Any]:
 def tokens(n: int, seed: int = 0) -> list[int]:
     """n random ordinary tokens."""
     return [int(t) for t in np.random.default_rng(seed).integers(3, N_VOCAB, n)]
-
-
-_log: list[str] = []
-_log_sink: list[Any] = []
-
-
-def _quiet() -> None:
-    """Send llama.cpp's log to a list; registered once, because the C side keeps the pointer."""
-    import llama_cpp
-
-    if not _log_sink:
-
-        @llama_cpp.llama_log_callback
-        def sink(_level: int, text: bytes, _data: Any) -> None:
-            _log.append(text.decode("utf-8", "replace"))
-
-        _log_sink.append(sink)
-        llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(_log_sink[0], None)
-    _log.clear()
-
-
-@contextmanager
-def context(path: str | Path, n_ctx: int, *, n_threads: int = 1, **params: Any) -> Iterator[tuple[Any, Any]]:
-    """(model, context) of stock llama.cpp: f32 cache, no flash attention, and the file's own RoPE values.
-
-    `params` sets fields of llama_context_params (rope_freq_base=...).
-    Raises RuntimeError with llama.cpp's log where the file does not load.
-    """
-    import llama_cpp
-
-    _quiet()
-    mparams = llama_cpp.llama_model_default_params()
-    mparams.n_gpu_layers = 0
-    mparams.use_mmap = False
-    model = llama_cpp.llama_model_load_from_file(str(path).encode(), mparams)
-    if not model:
-        raise RuntimeError("".join(_log)[-2000:])
-    cparams = llama_cpp.llama_context_default_params()
-    cparams.n_ctx = n_ctx
-    cparams.n_batch = cparams.n_ubatch = 512
-    cparams.n_threads = cparams.n_threads_batch = n_threads
-    cparams.type_k = cparams.type_v = 0
-    cparams.flash_attn_type = 0
-    for key, value in params.items():
-        setattr(cparams, key, value)
-    ctx = llama_cpp.llama_init_from_model(model, cparams)
-    try:
-        if not ctx:
-            raise RuntimeError("".join(_log)[-2000:])
-        yield model, ctx
-    finally:
-        if ctx:
-            llama_cpp.llama_free(ctx)
-        llama_cpp.llama_model_free(model)
-
-
-def logits(path: str | Path, token_ids: Sequence[int], n_ctx: int | None = None, **kw: Any) -> Floats:
-    """What stock llama.cpp computes for each token: float32 (n_tokens, n_vocab). n_ctx defaults to their number."""
-    with context(path, n_ctx or len(token_ids), **kw) as (_model, ctx):
-        return decode(ctx, token_ids)
-
-
-def decode(ctx: Any, token_ids: Sequence[int], first: int = 0) -> Floats:
-    """Logits of tokens at positions first, first+1, ...: float32 (n_tokens, n_vocab)."""
-    import llama_cpp
-
-    out = np.empty((len(token_ids), N_VOCAB), np.float32)
-    for start in range(0, len(token_ids), 512):
-        part = token_ids[start : start + 512]
-        batch = llama_cpp.llama_batch_init(len(part), 0, 1)
-        batch.n_tokens = len(part)
-        for i, token in enumerate(part):
-            batch.token[i], batch.pos[i], batch.logits[i] = token, first + start + i, 1
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-        status = llama_cpp.llama_decode(ctx, batch)
-        llama_cpp.llama_batch_free(batch)
-        if status:
-            raise RuntimeError("".join(_log)[-2000:])
-        row = llama_cpp.llama_get_logits(ctx)
-        out[start : start + len(part)] = np.ctypeslib.as_array(row, (len(part), N_VOCAB))
-    return out
