@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from mrrope_gguf.engine.library import Library, binding_version, library, llama_cpp
+from mrrope_gguf.engine.libllama import PIN, Library, binding_version, library, llama_cpp
 from mrrope_gguf.engine.log import Log, capture
 
-__all__ = ["Library", "Log", "binding_version", "capture", "library", "llama_cpp"]
+__all__ = ["PIN", "Library", "Log", "binding_version", "capture", "library", "llama_cpp"]

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mrrope_gguf.engine.library import llama_cpp
+from mrrope_gguf.engine.libllama import llama_cpp
 
 # enum ggml_log_level
 WARN, ERROR, CONTINUED = 3, 4, 5

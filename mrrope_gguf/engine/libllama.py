@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from mrrope_gguf.errors import EngineTrouble
 
+# the release whose llama.cpp the facts in this package were read from, and whose structs the patch is built for
+PIN = "0.3.36"
 INSTALL = "pip install 'mrrope-gguf[engine]'"
 LIB_PATH = "LLAMA_CPP_LIB_PATH"
 ROPE_TABLE_SYMBOL = "llama_rope_table_set"

@@ -1,0 +1,209 @@
+"""What this machine has of what is needed to extend, run and build, and the one command to run next."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from mrrope_gguf import engine
+from mrrope_gguf.errors import EngineTrouble
+from mrrope_gguf.fit import size
+from mrrope_gguf.machine import machine_memory
+from mrrope_gguf.paths import cache_dir
+from mrrope_gguf.text import printable
+
+Status = Literal["ok", "missing", "broken", "old", "none"]
+
+# by /etc/os-release's ID or ID_LIKE
+_COMPILER_PACKAGES = {
+    "debian": "sudo apt install build-essential cmake git",
+    "fedora": "sudo dnf install gcc-c++ make cmake git",
+    "rhel": "sudo dnf install gcc-c++ make cmake git",
+    "suse": "sudo zypper install gcc-c++ make cmake git",
+    "arch": "sudo pacman -S base-devel cmake git",
+    "alpine": "sudo apk add build-base cmake git",
+}
+_GPU_TOOLS = {"nvidia-smi": "CUDA", "rocminfo": "ROCm", "vulkaninfo": "Vulkan"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report. `fix` is a command, empty where nothing has to be done."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """All checks, and the command to run next."""
+
+    checks: tuple[Check, ...]
+    next: str
+
+    def __getitem__(self, name: str) -> Check:
+        return next(check for check in self.checks if check.name == name)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `mrrope doctor --json` prints it."""
+        return {"checks": [asdict(check) for check in self.checks], "next": self.next}
+
+    def render(self) -> str:
+        """One line a check, then the command."""
+        lines = [f"  {check.status:<8}{check.name:<18}{printable(check.detail)}" for check in self.checks]
+        return "\n".join([*lines, "", f"next: {self.next}"])
+
+
+def doctor() -> Report:
+    """Look, without changing anything or importing what is not needed. Never raises for what it finds missing."""
+    checks = (
+        _python(),
+        _native(),
+        _tool("C++ compiler", _compilers(), "needed to compile llama-cpp-python", _compiler_fix()),
+        _tool("CMake", ("cmake",), "pip fetches one to compile llama-cpp-python", ""),
+        _tool("build tool", ("ninja", "make", "nmake"), "pip fetches ninja to compile llama-cpp-python", ""),
+        _tool("git", ("git",), "needed only to build another llama.cpp", ""),
+        _engine(),
+        _gpu(),
+        _matplotlib(),
+        _memory(),
+        _disk(),
+    )
+    return Report(checks, _next(checks))
+
+
+def _next(checks: tuple[Check, ...]) -> str:
+    """The first command that something needs; a compiler is needed only as long as the engine is missing."""
+    by_name = {check.name: check for check in checks}
+    order = ["Python", "native core", "llama-cpp-python"]
+    if by_name["llama-cpp-python"].status != "ok":
+        order.insert(2, "C++ compiler")
+    fixes = (by_name[name].fix for name in order if by_name[name].status != "ok")
+    return next((fix for fix in fixes if fix), "mrrope demo")
+
+
+def _python() -> Check:
+    detail = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
+    return Check("Python", "ok", detail)
+
+
+def _native() -> Check:
+    try:
+        from mrrope_gguf import _native as native
+    except ImportError as err:
+        return Check("native core", "broken", str(err), f"{_pip()} install --force-reinstall mrrope-gguf")
+    levels = native.simd_levels()
+    return Check("native core", "ok", f"{levels[0]} (this machine runs {', '.join(levels)})")
+
+
+def _compilers() -> tuple[str, ...]:
+    named = shlex.split(os.environ.get("CXX", ""))[:1]
+    return (*named, "c++", "g++", "clang++", "cl")
+
+
+def _compiler_fix() -> str:
+    if sys.platform == "darwin":
+        return "xcode-select --install"
+    if sys.platform == "win32":
+        workload = '--override "--wait --passive --add Microsoft.VisualStudio.Workload.VCTools"'
+        return f"winget install Microsoft.VisualStudio.2022.BuildTools {workload}"
+    known = (_COMPILER_PACKAGES[name] for name in _distributions() if name in _COMPILER_PACKAGES)
+    return next(known, "install g++ or clang++ with this system's package manager")
+
+
+def _distributions() -> list[str]:
+    """This Linux and those it descends from, as /etc/os-release names them: ["ubuntu", "debian"]."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return []
+    return [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
+
+
+def _tool(name: str, programs: tuple[str, ...], otherwise: str, fix: str) -> Check:
+    for program in programs:
+        path = shutil.which(program)
+        if path:
+            return Check(name, "ok", f"{program}: {_version(path)}")
+    return Check(name, "missing", otherwise, fix)
+
+
+def _version(path: str) -> str:
+    """The first line a tool says about itself, or its path where it says nothing."""
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return path
+    lines = said.stdout.strip().splitlines()
+    return f"{lines[0]} ({path})" if lines else path
+
+
+def _engine() -> Check:
+    install = f"{_pip()} install llama-cpp-python=={engine.PIN}"
+    try:
+        library = engine.library()
+    except EngineTrouble as err:
+        missing = engine.binding_version() is None
+        return Check("llama-cpp-python", "missing" if missing else "broken", err.why, install if missing else err.fix)
+    build = f"{library.binding}, {library.kind} llama.cpp {library.commit or library.version}"
+    detail = f"{build}, runs on {', '.join(library.devices)} ({library.path.parent})"
+    if library.binding != engine.PIN:
+        return Check("llama-cpp-python", "old", f"{detail}; {engine.PIN} is the one this release knows", install)
+    return Check("llama-cpp-python", "ok", detail)
+
+
+def _gpu() -> Check:
+    found = [f"{kind} ({tool})" for tool, kind in _GPU_TOOLS.items() if shutil.which(tool)]
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        found.append("Metal")
+    return Check("GPU tools", "ok", ", ".join(found)) if found else Check("GPU tools", "none", "models run on the CPU")
+
+
+def _matplotlib() -> Check:
+    if importlib.util.find_spec("matplotlib") is None:
+        return Check("matplotlib", "missing", "plots are left out", f"{_pip()} install matplotlib")
+    return Check("matplotlib", "ok", _distribution_version("matplotlib"))
+
+
+def _distribution_version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "installed"
+
+
+def _memory() -> Check:
+    memory = machine_memory()
+    if memory is None:
+        return Check("memory", "none", "this system does not say")
+    where = " (limit of this container)" if memory.limit else ""
+    return Check("memory", "ok", f"{size(memory.available)} of {size(memory.total)} free{where}")
+
+
+def _disk() -> Check:
+    folder = _existing(cache_dir())
+    usage: Callable[[Path], Any] = shutil.disk_usage
+    try:
+        return Check("disk", "ok", f"{size(usage(folder).free)} free in {folder}")
+    except OSError as err:
+        return Check("disk", "none", f"{folder}: {err.strerror}")
+
+
+def _existing(folder: Path) -> Path:
+    return next((parent for parent in (folder, *folder.parents) if parent.exists()), Path.cwd())
+
+
+def _pip() -> str:
+    return f"{shlex.quote(sys.executable) if sys.platform != 'win32' else sys.executable} -m pip"
