@@ -41,6 +41,15 @@ std::string printable(const uint8_t * text, uint64_t length) {
     return length > 80 ? out + "..." : out;
 }
 
+// Little-endian whatever the host; compilers make one load of it.
+uint32_t load_u32(const uint8_t * p) {
+    return uint32_t(p[0]) | uint32_t(p[1]) << 8 | uint32_t(p[2]) << 16 | uint32_t(p[3]) << 24;
+}
+
+uint64_t load_u64(const uint8_t * p) {
+    return load_u32(p) | uint64_t(load_u32(p + 4)) << 32;
+}
+
 std::string number(uint64_t value) {
     return std::to_string(value);
 }
@@ -113,26 +122,16 @@ private:
         }
     }
 
-    uint64_t peek(uint64_t at, uint64_t n) const {  // little-endian, whatever the host; the caller checked the bounds
-        uint64_t value = 0;
-        for (uint64_t i = 0; i < n; ++i) {
-            value |= uint64_t(data_[at + i]) << (8 * i);
-        }
-        return value;
-    }
-
     uint32_t u32(const char * part) {
         need(4, part);
-        const uint64_t value = peek(at_, 4);
         at_ += 4;
-        return uint32_t(value);
+        return load_u32(data_ + at_ - 4);
     }
 
     uint64_t u64(const char * part) {
         need(8, part);
-        const uint64_t value = peek(at_, 8);
         at_ += 8;
-        return value;
+        return load_u64(data_ + at_ - 8);
     }
 
     // Steps over a string's length and bytes; returns the length.
@@ -240,13 +239,27 @@ private:
 
     void skip_values(uint32_t type, uint64_t n) {
         if (type == TYPE_STRING) {
-            for (uint64_t i = 0; i < n; ++i) {
-                string("value");
-            }
+            skip_strings(n);
         } else {
             need(n * VALUE_SIZE[type], "value");  // n <= 2^30
             at_ += n * VALUE_SIZE[type];
         }
+    }
+
+    // Vocabularies have hundreds of thousands, so the sound ones are stepped over with a cursor in a register.
+    void skip_strings(uint64_t n) {
+        const uint8_t * p = data_ + at_;
+        const uint8_t * const end = data_ + size_;
+        for (uint64_t i = 0; i < n; ++i) {
+            const uint64_t room = uint64_t(end - p);
+            const uint64_t length = room >= 8 ? load_u64(p) : UINT64_MAX;
+            if (room < 8 || length > room - 8 || length > MAX_STRING) {
+                at_ = uint64_t(p - data_);
+                string("value");  // says what is wrong
+            }
+            p += 8 + length;
+        }
+        at_ = uint64_t(p - data_);
     }
 
     // The first key that reads "general.alignment" up to a NUL counts, since ggml compares keys as C strings.
@@ -269,7 +282,7 @@ private:
             fail(kv.start + 8 + kv.key_len, "type", "general.alignment has the wrong type",
                  "type " + number(kv.type) + ", expected 4 (u32)");
         }
-        header_.alignment = uint32_t(peek(kv.value, 4));
+        header_.alignment = load_u32(data_ + kv.value);
         if (header_.alignment == 0 || (header_.alignment & (header_.alignment - 1)) != 0) {
             fail(kv.value, "value", "general.alignment is not a power of two",
                  "it is " + number(header_.alignment) + ", the usual value is 32");
@@ -298,22 +311,31 @@ private:
         t.name_len = uint64_t(std::find(name, name + length, 0) - name);
     }
 
-    // Reads the shape and returns its number of elements, which fits an int64.
+    // Reads the shape and returns its number of elements.
     uint64_t read_dims(GgufTensor & t) {
         t.n_dims = u32("n_dims");
         if (t.n_dims > MAX_DIMS) {
             fail(at_ - 4, "n_dims", "a tensor has too many dimensions", number(t.n_dims) + ", at most " + number(MAX_DIMS));
         }
-        uint64_t elements = 1;
+        const uint64_t start = at_;
         for (uint32_t i = 0; i < MAX_DIMS; ++i) {
             t.ne[i] = i < t.n_dims ? read_dim(i) : 1;
-            if (t.ne[i] > 1 && elements > uint64_t(INT64_MAX) / t.ne[i]) {
-                fail(at_ - 8, "dims[" + number(i) + "]", "a tensor has too many elements",
-                     number(elements) + " x " + number(t.ne[i]) + ", at most 2^63-1");
-            }
-            elements *= t.ne[i];
         }
-        return elements;
+        return count_elements(t, start);
+    }
+
+    // ggml's reader lets a zero hide an overflow of the other dimensions, but then ggml_new_tensor, which skips zeros
+    // and wants less than 2^63, aborts the process.
+    uint64_t count_elements(const GgufTensor & t, uint64_t dims_start) const {
+        uint64_t product = t.ne[0];
+        for (uint32_t i = 1; i < MAX_DIMS; ++i) {
+            if (t.ne[i] > 1 && uint64_t(INT64_MAX) / t.ne[i] <= product) {
+                fail(dims_start + 8 * i, "dims[" + number(i) + "]", "a tensor has too many elements",
+                     number(product) + " x " + number(t.ne[i]) + ", less than 2^63-1 needed");
+            }
+            product *= std::max<uint64_t>(t.ne[i], 1);
+        }
+        return std::find(t.ne, t.ne + MAX_DIMS, 0) == t.ne + MAX_DIMS ? product : 0;
     }
 
     uint64_t read_dim(uint32_t i) {

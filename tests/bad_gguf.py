@@ -190,18 +190,19 @@ def add_shapes() -> None:
     for n, what in {-1: "-1", -(2**63): "-2^63"}.items():
         for i in range(4):
             bad_tensor(f"dims[{i}]-{what}", f"dims[{i}]", name + u32(4) + u64(1) * i, u64(n))
-    products = {
-        "2^32x2^32": (2**32, 2**32),
-        "2^62x2": (2**62, 2),
-        "2^31x2^31x2^31": (2**31, 2**31, 2**31),
-        "2^62x2x0": (2**62, 2, 0),  # ggml multiplies from the left, so the zero comes too late
-        "max-x-max": (2**63 - 1, 2**63 - 1),
+    products = {  # where it overflows, dims
+        "2^32x2^32": (1, (2**32, 2**32)),
+        "2^62x2": (1, (2**62, 2)),
+        "2^31x2^31x2^31": (2, (2**31, 2**31, 2**31)),
+        "2^62x2x0": (1, (2**62, 2, 0)),  # ggml multiplies from the left, so the zero comes too late
+        "max-x-max": (1, (2**63 - 1, 2**63 - 1)),
+        "zero-hides-it": (3, (1, 2**40, 0, 2**30)),  # passes ggml's reader, then ggml_new_tensor aborts
+        "zero-after-max": (1, (1, 2**63 - 1, 0)),
     }
-    for what, dims in products.items():
-        n = 3 if what == "2^31x2^31x2^31" else 2
+    for what, (i, dims) in products.items():
         shape = b"".join(map(u64, dims))
-        before = name + u32(len(dims)) + shape[: 8 * (n - 1)]
-        bad_tensor(f"elements-{what}", f"dims[{n - 1}]", before, shape[8 * (n - 1) :] + u32(0) + u64(0))
+        before = name + u32(len(dims)) + shape[: 8 * i]
+        bad_tensor(f"elements-{what}", f"dims[{i}]", before, shape[8 * i :] + u32(0) + u64(0))
 
 
 def bad_type(name: str, kind: int, dims: tuple[int, ...]) -> None:

@@ -36,8 +36,9 @@ def verdicts(paths: Sequence[Path]) -> list[str]:
             stderr=subprocess.DEVNULL,
             text=True,
             timeout=60,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},
         )
-        answers += run.stdout.split()
+        answers += [line for line in run.stdout.splitlines() if line in ("accept", "refuse")]
         if run.returncode:
             answers.append("abort")
     return answers

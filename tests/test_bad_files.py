@@ -65,26 +65,31 @@ def test_odd_file_is_read(case: str, tmp_path: Path) -> None:
 
 
 MEMORY = """
-import resource, sys
+import resource
+from pathlib import Path
 from mrrope_gguf.errors import BadFile
 from mrrope_gguf.gguf.index import index_bytes
 from tests.bad_gguf import CASES
-resource.setrlimit(resource.RLIMIT_AS, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 2**28,) * 2)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def status(name):  # KiB; the peak is this program's own, while ru_maxrss may be its parent's
+    return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
+
+resource.setrlimit(resource.RLIMIT_AS, ((status("VmSize") + 65536) * 1024,) * 2)
+before = status("VmHWM")
 for case in CASES.values():
     try:
         index_bytes(case.data, "x.gguf")
     except BadFile:
         continue
     raise SystemExit("not refused")
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(status("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_bad_files_take_no_memory() -> None:
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 4096, "KiB for all cases together"
+    assert int(run.stdout) < 2048, "KiB for all cases together"
 
 
 def test_claims_of_gigabytes_in_a_sparse_file_are_refused(tmp_path: Path) -> None:
@@ -165,12 +170,13 @@ def test_ggml_agrees_on_every_case(tmp_path: Path) -> None:
 
 
 TEMPLATES = [bad_gguf.SOUND, *ODD.values(), *(c.data for c in CASES.values())]
+AGREED = [t for t in TEMPLATES if t not in {c.data for c in CASES.values() if c.ggml_reads}]
 NASTY = [0, 1, 2, 7, 8, 9, 13, 31, 32, 33, 63, 64, 255, 2**16, 2**30, 2**31, 2**32 - 1, 2**61, 2**62, 2**63, 2**64 - 1]
 
 
-def mutate(rng: random.Random) -> bytes:
+def mutate(rng: random.Random, templates: list[bytes] = TEMPLATES) -> bytes:
     """A template with one to three bytes flipped, fields replaced, pieces cut out, doubled or cut off."""
-    data = bytearray(rng.choice(TEMPLATES if rng.random() < 0.5 else TEMPLATES[: 1 + len(ODD)]))
+    data = bytearray(rng.choice(templates if rng.random() < 0.5 else templates[: 1 + len(ODD)]))
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(max(1, min(len(data), 400)))
         match rng.randrange(6):
@@ -193,7 +199,7 @@ def mutate(rng: random.Random) -> bytes:
 @pytest.mark.engine
 def test_ggml_agrees_on_random_mutations(tmp_path: Path) -> None:
     rng = random.Random(2)
-    files = [mutate(rng) for _ in range(1500)]
+    files = [mutate(rng, AGREED) for _ in range(1500)]
     answers = ggml_oracle.verdicts(write_all(tmp_path, files))
     ours = [accepts(data) for data in files]
     assert 100 < sum(ours) < 1400, "the mutations should try both sides"
