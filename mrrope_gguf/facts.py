@@ -274,8 +274,7 @@ def _max_ctx(header: Header, n_ctx_train: int) -> int | None:
 def _base_factors(header: Header, arch: Arch, n_rot: int, mrrope: dict[str, Any] | None) -> tuple[float, ...] | None:
     """The model's own factors: its rope_freqs, or what an extended file kept of them."""
     if mrrope is not None:
-        kept = mrrope.get("base_factors")
-        return tuple(kept) if kept else None
+        return _kept_factors(header, n_rot, mrrope.get("base_factors"))
     tensor = header.index.tensors.get(ROPE_FREQS)
     if tensor is None or not arch.portable:
         return None
@@ -289,6 +288,16 @@ def _base_factors(header: Header, arch: Arch, n_rot: int, mrrope: dict[str, Any]
         )
     values = struct.unpack_from(f"<{n_rot // 2}f", header.index.tensor_bytes(ROPE_FREQS))
     return values if any(value != 1.0 for value in values) else None
+
+
+def _kept_factors(header: Header, n_rot: int, kept: Any) -> tuple[float, ...] | None:
+    """The mrrope.base_factors of an extended file. Raises BadFile for anything but n_rot/2 numbers above 0."""
+    if kept is None:
+        return None
+    sound = isinstance(kept, list) and all(isinstance(v, float) and isfinite(v) and v > 0 for v in kept)
+    if sound and len(kept) == n_rot // 2:
+        return tuple(kept)
+    raise _bad(header, "rope.scaling.mrrope.base_factors", f"{n_rot // 2} numbers above 0")
 
 
 def _resolved(header: Header, arch: Arch, laid_out: Layers) -> Arch:
@@ -356,4 +365,4 @@ def _bad(header: Header, name: str, wanted: str) -> BadFile:
 
 
 def _shown(value: Any) -> str:
-    return repr(printable(value)) if isinstance(value, str) else str(value)
+    return repr(printable(value)) if isinstance(value, str) else printable(str(value), limit=60)

@@ -25,14 +25,16 @@ def known_architecture(index: GGUFIndex) -> Arch:
 
 def _foreign(index: GGUFIndex, name: str) -> Refused | None:
     """The refusal for a GGUF that is not the (first part of the) model itself."""
-    part, kind = index.get("split.no", 0), index.get("general.type", "model")
-    if part and index.find("general.architecture") is None:
+    part, kind = index.get("split.no"), index.get("general.type")
+    if isinstance(part, int) and part > 0 and index.find("general.architecture") is None:
         return Refused(
             f"{name}: part {part + 1} of a split model of {index.get('split.count', '?')} files",
             why="only the first part holds the model's metadata",
             fix="name the first file, the one that ends in -00001-of-...",
         )
-    other = _OTHER_KINDS.get("mmproj" if index.get("general.architecture") == "clip" else kind)
+    if index.get("general.architecture") == "clip":
+        kind = "mmproj"
+    other = _OTHER_KINDS.get(kind) if isinstance(kind, str) else None
     return Refused(f"{name}: {other[0]}", why=other[1], fix=other[2]) if other else None
 
 

@@ -18,6 +18,7 @@ from mrrope_gguf.architectures import architectures
 from mrrope_gguf.errors import BadFile, MrropeError, Refused
 from mrrope_gguf.facts import RopeFacts, obstacle, read_facts, rope_facts
 from mrrope_gguf.gguf.index import index_bytes, open_gguf
+from mrrope_gguf.stored_table import stored_table
 from tests import gguf_bytes as raw
 from tests.stock_hparams import BASE, write
 
@@ -378,6 +379,23 @@ def test_any_scalar_under_any_key_gives_facts_or_a_clear_error(arch: str, keys: 
     # nothing but our own errors may come out, and those explain themselves
     with suppress(MrropeError):
         assert rope_facts(index_bytes(content, "thing.gguf", len(content))).layers.extended
+
+
+SURPRISES = ["split.no", "split.count", "general.type", "general.name", "general.file_type"]
+SURPRISES += [f"llama.rope.scaling.mrrope.{word}" for word in ("radix", "base_factors", "method", "scale", "elastic")]
+
+
+@pytest.mark.parametrize("kind", [raw.U16, raw.F32, raw.STRING, raw.ARRAY])
+@pytest.mark.parametrize("key", SURPRISES)
+def test_keys_of_a_surprising_type_raise_nothing_of_python_s_own(key: str, kind: int) -> None:
+    values = {raw.STRING: raw.string("x"), raw.ARRAY: raw.strings("a", "b"), raw.U16: b"\1\0", raw.F32: b"\0\0\x80\x3f"}
+    version = raw.kv("llama.rope.scaling.mrrope.version", raw.U32, raw.u32(1))
+    basics = [raw.kv(f"llama.{name}", raw.U32, raw.u32(number)) for name, number in BASE.items()]
+    content = header(text("general.architecture", "llama"), *basics, version, raw.kv(key, kind, values[kind]))
+    index = index_bytes(content, "thing.gguf", len(content))
+    with suppress(MrropeError):
+        facts_of = rope_facts(index)
+        assert stored_table(index, facts_of) is None
 
 
 @pytest.mark.real
