@@ -14,7 +14,6 @@ from tools import architecture_table, check_architectures
 def test_every_architecture_of_the_gguf_package_that_llama_cpp_runs_is_known() -> None:
     """The package is released apart from the pinned llama.cpp, so its list is a second witness, not the pin's."""
     gguf = pytest.importorskip("gguf")
-    not_in_the_pin = {"mmproj"}
     assert [name for name in gguf.MODEL_ARCH_NAMES.values() if architecture(name) is None] == []
 
 
