@@ -71,6 +71,9 @@ def _extend(index: GGUFIndex, facts: RopeFacts, stored: StoredTable | None) -> s
 
 
 def _kind(index: GGUFIndex, facts: RopeFacts) -> str:
+    if facts.arch.leak:
+        what = {"factors": "factors reach", "attn_factor": "the temperature reaches"}[facts.arch.leak]
+        return f"a file for the patched engine; with --portable one for any llama.cpp, where {what} sliding layers too"
     if facts.arch.portable:
         return "a portable file (rope_freqs.weight), which any llama.cpp runs extended"
     if facts.arch.longrope:

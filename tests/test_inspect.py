@@ -208,6 +208,12 @@ def test_models_scaled_by_their_makers(tmp_path: Path) -> None:
     assert "merging its linear factor 2" in linear["extend"]
 
 
+def test_a_portable_file_that_would_touch_sliding_layers_is_not_the_default(tmp_path: Path) -> None:
+    keys = {**BASE, "attention.sliding_window": 16, "attention.sliding_window_pattern": [True, False] * 4}
+    rows = lines(inspect(write(tmp_path / "m.gguf", "granite_swa", keys)))
+    assert "factors reach sliding layers too" in rows["extend"]
+
+
 def test_escape_sequences_do_not_reach_the_terminal(tmp_path: Path) -> None:
     path = tmp_path / "m\x1b[2Jodel.gguf"
     writer = GGUFWriter(path, "llama")
