@@ -34,18 +34,16 @@ struct Angle {
     double c, s;
 };
 
+Angle add(Angle a, Angle b) {
+    return { a.c * b.c - a.s * b.s, a.s * b.c + a.c * b.s };
+}
+
 // cos and sin of m*theta, as if the product had twice the digits: hi + lo = m*theta exactly
 Angle angle_of(double theta, int64_t m) {
     const double x  = (double) m;
     const double hi = x * theta;
     const double lo = std::fma(x, theta, -hi);
-    const double c  = std::cos(hi);
-    const double s  = std::sin(hi);
-    return { c - lo * s, s + lo * c };
-}
-
-Angle add(Angle a, Angle b) {
-    return { a.c * b.c - a.s * b.s, a.s * b.c + a.c * b.s };
+    return add({ std::cos(hi), std::sin(hi) }, { std::cos(lo), std::sin(lo) });
 }
 
 // out[k] = the angle of k*step*theta, k = 0..count-1; a few dozen additions in double lose nothing float32 can see
