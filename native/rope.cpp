@@ -51,12 +51,14 @@ void rope(const void * x, void * out, const Shape & shape, const int64_t * posit
     RopeJob job = {x, out, positions, turns.hi.data(), turns.lo.data(), attn_factor, shape.n_heads, shape.head_dim,
                    2 * (int) theta.size(), pairs, false};
     job.stream = should_stream(job, shape);
-    const size_t row = (size_t) shape.n_heads * (size_t) shape.head_dim * 4, scratch_size = 3 * (size_t) job.n_rot;
+    const size_t row = (size_t) shape.n_heads * (size_t) shape.head_dim * 4;
     const int n = pick_threads(n_threads, shape.n_tokens, row);
-    std::vector<float> scratch((size_t) n * scratch_size);
+    const size_t line = 16, scratch_size = (3 * (size_t) job.n_rot + line - 1) / line * line;  // in floats
+    std::vector<float> buffer((size_t) n * scratch_size + line);
+    float * scratch = buffer.data() + (line - (uintptr_t) buffer.data() / sizeof(float) % line);
     const auto kernel = shape.type == Float::f32 ? kernels.rope_f32 : kernels.rope_f16;
     for_each_part(n, shape.n_tokens, [&](int thread, int64_t begin, int64_t end) {
-        kernel(job, begin, end, scratch.data() + (size_t) thread * scratch_size);
+        kernel(job, begin, end, scratch + (size_t) thread * scratch_size);
     });
 }
 

@@ -31,6 +31,7 @@ struct V {
     static void stream(float * p, F a) { _mm256_stream_ps(p, a); }
     static void stream(uint16_t * p, F a) { _mm_stream_si128((__m128i *) p, to_half(a)); }
     static void fence() { _mm_sfence(); }
+    static void prefetch(const float * p, size_t ahead) { _mm_prefetch((const char *) p + ahead, _MM_HINT_T0); }
     static F add(F a, F b) { return _mm256_add_ps(a, b); }
     static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
     static F mul(F a, F b) { return _mm256_mul_ps(a, b); }

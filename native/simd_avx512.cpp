@@ -34,6 +34,7 @@ struct V {
     static void stream(float * p, F a) { _mm512_stream_ps(p, a); }
     static void stream(uint16_t * p, F a) { _mm256_stream_si256((__m256i *) p, to_half(a)); }
     static void fence() { _mm_sfence(); }
+    static void prefetch(const float * p, size_t ahead) { _mm_prefetch((const char *) p + ahead, _MM_HINT_T0); }
     static F add(F a, F b) { return _mm512_add_ps(a, b); }
     static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
     static F mul(F a, F b) { return _mm512_mul_ps(a, b); }

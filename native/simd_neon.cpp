@@ -23,6 +23,13 @@ struct V {
     template <class T>
     static void stream(T * p, F a) { store(p, a); }
     static void fence() {}
+    static void prefetch(const float * p, size_t ahead) {
+#if defined(_MSC_VER)
+        __prefetch((const char *) p + ahead);
+#else
+        __builtin_prefetch((const char *) p + ahead);
+#endif
+    }
     static F add(F a, F b) { return vaddq_f32(a, b); }
     static F sub(F a, F b) { return vsubq_f32(a, b); }
     static F mul(F a, F b) { return vmulq_f32(a, b); }

@@ -32,6 +32,7 @@ struct V {
     template <class T>
     static void stream(T * p, F a) { store(p, a); }
     static void fence() {}
+    static void prefetch(const float *, size_t) {}
     static F add(F a, F b) { return each([&](int i) { return a.v[i] + b.v[i]; }); }
     static F sub(F a, F b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
     static F mul(F a, F b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
