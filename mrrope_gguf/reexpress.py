@@ -11,13 +11,12 @@ are. docs/reexpression.md says for every other architecture why it is not here.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf.errors import Refused
-from mrrope_gguf.gguf.types import F32, ValueType
+from mrrope_gguf.gguf.types import ValueType
 
 if TYPE_CHECKING:
     from mrrope_gguf.gguf.edit import Edit
@@ -33,8 +32,6 @@ STRANGE_KEYS = (
     "expert_count", "nextn_predict_layers", "attention.sliding_window", "attention.scale", "rope.dimension_sections",
     "embedding_scale", "residual_scale", "logit_scale", "deepstack_mapping",
 )  # fmt: skip
-WINDOW = 1 << 22  # tokens; no context reaches it, and llama.cpp's u32 holds it times any number of sequences
-NO_SINK = -1e30  # its exponential is 0; some backends have no infinity
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,6 @@ RULES = {
     "ernie4_5": Rule(),
     "baichuan": Rule(),
     "bailingmoe": Rule("granitemoe", weights=MOE, allowed_keys=("expert_count",)),
-    "smollm3": Rule("granite_swa"),
 }
 
 
@@ -102,16 +98,14 @@ class Reexpression:
         if self.moves_rows:
             for file in files:
                 self._move_rows(edit, file)
-        if self.arch_to == "granite_swa":
-            self._insert_sinks(edit, index)
 
     def _rename_keys(self, edit: Edit, index: GGUFIndex) -> None:
         edit.set("general.architecture", ValueType.STRING, self.arch_to)
         for key in index.kvs:
             if key.startswith(f"{self.arch_from}."):
                 edit.rename_key(key, self.arch_to + key[len(self.arch_from) :])
-        for key, kind, value, item in _own_keys(index, self.arch_from):
-            edit.set(f"{self.arch_to}.{key}", kind, value, item)
+        for key, kind, value in _own_keys(index, self.arch_from):
+            edit.set(f"{self.arch_to}.{key}", kind, value)
         edit.set(f"{self.arch_to}.rope.scaling.mrrope.reexpressed_from", ValueType.STRING, self.arch_from)
 
     def _move_rows(self, edit: Edit, file: GGUFIndex) -> None:
@@ -123,13 +117,6 @@ class Reexpression:
             n_head = heads.get(_part(name))
             if n_head:
                 edit.permute_rows(name, RowPermutation(n_head, n_rot=dim, head_dim=dim))
-
-    def _insert_sinks(self, edit: Edit, index: GGUFIndex) -> None:
-        """Attention sinks that take nothing, one per head, which granite_swa demands."""
-        n_head = self.heads.n_head
-        for il in range(index.get(f"{self.arch_from}.block_count")):
-            data = struct.pack(f"<{n_head}f", *[NO_SINK] * n_head)
-            edit.insert_tensor(f"blk.{il}.attn_sinks.weight", (n_head,), F32, data)
 
 
 def target(index: GGUFIndex, shards: Sequence[GGUFIndex] = ()) -> Reexpression | None:
@@ -144,8 +131,6 @@ def target(index: GGUFIndex, shards: Sequence[GGUFIndex] = ()) -> Reexpression |
     why = "the same graph under another name"
     if RULES[arch].neox and to == "llama":
         why = "the same graph with other rotary pairs, so the rows of attn_q and attn_k change places"
-    elif to == "granite_swa":
-        why = "the same graph with attention sinks that take nothing, and a window that no context reaches"
     return Reexpression(arch, to, why, _heads(index, arch))
 
 
@@ -163,30 +148,21 @@ def _arch_to(index: GGUFIndex, arch: str) -> str:
     return "exaone" if RULES[arch].neox and fused else RULES[arch].to
 
 
-def _own_keys(index: GGUFIndex, arch: str) -> list[tuple[str, ValueType, Any, ValueType | None]]:
-    """Keys (less prefix, type, value, type of items) that the new architecture needs beside the renamed ones."""
+def _own_keys(index: GGUFIndex, arch: str) -> list[tuple[str, ValueType, Any]]:
+    """Keys (less their prefix, type, value) that the new architecture needs beside the renamed ones, or instead."""
 
     def get(key: str) -> Any:
         return index.get(f"{arch}.{key}")
 
     u32 = ValueType.UINT32
     if arch == "qwen":  # counts the gate and up halves of its SwiGLU
-        return [("feed_forward_length", u32, get("feed_forward_length") // 2, None)]
+        return [("feed_forward_length", u32, get("feed_forward_length") // 2)]
     if arch == "bailingmoe":
         n_ff = get("expert_feed_forward_length")
         return [
-            ("logit_scale", ValueType.FLOAT32, 1.0, None),
-            ("feed_forward_length", u32, n_ff, None),
-            ("expert_shared_feed_forward_length", u32, n_ff * get("expert_shared_count"), None),
-        ]
-    if arch == "smollm3":
-        rope = [(il + 1) % 4 != 0 for il in range(get("block_count"))]
-        # llama.cpp wants one sliding layer at least: let those without RoPE be the ones, out of reach of any table
-        return [
-            ("logit_scale", ValueType.FLOAT32, 1.0, None),
-            ("attention.sliding_window", u32, WINDOW, None),
-            ("attention.sliding_window_pattern", ValueType.ARRAY, [not r for r in rope], ValueType.BOOL),
-            ("attention.rope_pattern", ValueType.ARRAY, rope, ValueType.BOOL),
+            ("logit_scale", ValueType.FLOAT32, 1.0),
+            ("feed_forward_length", u32, n_ff),
+            ("expert_shared_feed_forward_length", u32, n_ff * get("expert_shared_count")),
         ]
     return []
 
@@ -226,8 +202,6 @@ def _key_problems(index: GGUFIndex, arch: str, to: str) -> Iterator[str]:
             yield f"it holds {arch}.{key} = {value}"
     if arch == "baichuan" and get("block_count") != 32:
         yield f"it has {get('block_count')} layers, and llama.cpp gives {arch} plain RoPE only with 32"
-    if arch == "smollm3" and get("block_count") < 4:
-        yield f"it has {get('block_count')} layers, and the fourth would be the first without RoPE"
     if arch == "bailingmoe":
         yield from _expert_problems(index, arch)
     clash = next((key for key in index.kvs if key.startswith(f"{to}.")), None)

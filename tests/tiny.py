@@ -60,8 +60,7 @@ ARCHS: dict[str, Traits] = {
     "pangu-embedded": Traits(biases=(*QKV, "attn_output")),
     "baichuan": Traits(n_layer=32),
     "bailingmoe": Traits(moe=True),
-    # no RoPE in every fourth layer
-    "smollm3": Traits(n_layer=5),
+    "smollm3": Traits(n_layer=4),
     "exaone": Traits(biases=QKV),
     "qwen3": Traits(qk_norm=True),
     # one global layer in six; the others slide
