@@ -84,7 +84,7 @@ def _measure(name: str, path: Path, text: str, n_ctx: int, n_threads: int | None
     from .model import load
 
     started = time.monotonic()
-    llm: Any = load(path, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, beyond_window=True)
+    llm: Any = load(path, n_ctx=n_ctx, n_threads=n_threads, n_threads_batch=n_threads, past_window=True)
     try:
         tokens = llm.tokenize(text.encode(), add_bos=True, special=False)[:n_ctx]
         with Bar(f"{name}: reading {len(tokens)} tokens", ("tok", 1)) as bar:

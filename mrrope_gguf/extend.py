@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Literal
 
 from . import metadata
 from .errors import Refused
-from .facts import LONG, ROPE_FREQS, RopeFacts, rope_facts
+from .facts import LONG, ROPE_FREQS, SHORT, RopeFacts, rope_facts
 from .gguf.edit import Edit
 from .gguf.source import Source
 from .gguf.types import F32
 from .naming import default_path
-from .tables import RopeTable, rope_table, stored_factors
+from .tables import RopeTable, default_attn_factor, rope_table, stored_factors
 
 if TYPE_CHECKING:
     from .gguf.index import GGUFIndex
@@ -157,7 +157,7 @@ def _startable(facts: RopeFacts, path: Path, force: bool) -> RopeFacts:
             why=existing.why,
             fix=f"--force drops that scaling and extends from {facts.n_ctx_orig} tokens; measure before you trust it",
         )
-    return replace(facts, existing_scaling=None)
+    return replace(facts, existing_scaling=None, attn_factor=1.0)
 
 
 def _table(
@@ -176,6 +176,8 @@ def _table(
     if own is not None:
         method = "custom"
         attn_factor = attn_factor if attn_factor is not None else own.attn_factor
+    if attn_factor is None and facts.attn_factor != 1.0:
+        attn_factor = facts.attn_factor * default_attn_factor(method, wanted)
     try:
         return rope_table(
             method, n_rot=facts.n_rot, freq_base=facts.freq_base, n_ctx_orig=facts.n_ctx_orig, scale=wanted,
@@ -242,6 +244,8 @@ def _edit(source: Source, found: RopeFacts, table: RopeTable, n_ctx: int, how: R
         keep_type = how.tensor == LONG and found.scaling_type == "longrope"
         metadata.write_portable(edit, arch, table, keep_type=keep_type)
         _put_factors(edit, source, how.tensor, found.n_freqs, file_factors(table))
+        if how.tensor == LONG and table.base_factors is not None:
+            _put_factors(edit, source, SHORT, found.n_freqs, list(table.base_factors))
         return edit
     merged = found.existing_scaling if found.existing_scaling and found.existing_scaling.mergeable else None
     factor = table.scale * (merged.factor if merged else 1.0)
@@ -278,6 +282,6 @@ def _write(
             why="in place means that the model file itself is changed",
             fix="leave one of them out",
         )
-    from .gguf.inplace import write_in_place
+    from .gguf.write import write_in_place
 
     return write_in_place(edit, progress=progress)

@@ -36,7 +36,7 @@ def write_table(edit: Edit, arch: str, table: RopeTable, n_ctx: int, *, elastic:
     edit.set(f"{scaling}.mrrope.attn_factor", ValueType.FLOAT32, table.attn_factor)
     edit.set(f"{scaling}.mrrope.radix", ValueType.ARRAY, list(table.radix_values), ValueType.FLOAT32)
     edit.set(f"{scaling}.mrrope.elastic", ValueType.BOOL, elastic)
-    if table.method == "custom" and table.lead != 1.0:
+    if table.lead != 1.0:
         edit.set(f"{scaling}.mrrope.lead", ValueType.FLOAT32, table.lead)
     if table.base_factors is not None:
         base = list(table.base_factors)

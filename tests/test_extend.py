@@ -1,4 +1,4 @@
-"""`extend` end to end on tiny models: what the file holds, who may run it, what is refused, and that the table is used."""
+"""`extend` end to end on tiny models: what a file holds, who runs it, what is refused, and that the table is used."""
 
 from __future__ import annotations
 
@@ -307,3 +307,19 @@ def test_ctx_instead_of_scale(llama: Path) -> None:
     assert done.n_ctx == 100
     assert done.table.scale == pytest.approx(100 / 64)
     assert contents(done.path)["llama.context_length"] == 100
+
+
+@pytest.mark.engine
+def test_own_attn_factor_is_multiplied(tmp_path: Path) -> None:
+    src = tiny.make(tmp_path / "m.gguf", extra={"rope.scaling.attn_factor": 1.25})
+    done = extend(src, scale=4)
+    assert done.table.attn_factor == pytest.approx(1.25 * (0.1 * np.log(4) + 1))
+    wanted = forward(src, TOKENS, file_factors(done.table), done.table.attn_factor)
+    assert gap(tiny.logits(done.path, TOKENS), wanted) < 1e-3
+
+
+@pytest.mark.parametrize("method", ["linear", "yarn-turns"])
+def test_first_factor_is_stored_where_it_is_not_one(llama: Path, method: str) -> None:
+    done = extend(llama, scale=4, method=method)
+    assert done.table.lead > 1
+    assert contents(done.path)["llama.rope.scaling.mrrope.lead"] == pytest.approx(done.table.lead)
