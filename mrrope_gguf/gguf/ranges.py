@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import sys
@@ -18,6 +17,8 @@ def shift_range(fd: int, shift: int) -> None:
     """
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    import ctypes
+
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     if fallocate(fd, _INSERT_RANGE if shift > 0 else _COLLAPSE_RANGE, 0, abs(shift)):

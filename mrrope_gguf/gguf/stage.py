@@ -157,6 +157,11 @@ def _require_space(dst: Path, needed: int) -> None:
 
 def require_writable_name(src: Path, dst: Path, force: bool) -> None:
     """Refuse a destination that is the source, a directory, in no directory, or taken."""
+    with file_errors(dst):
+        _require_name(src, dst, force)
+
+
+def _require_name(src: Path, dst: Path, force: bool) -> None:
     if dst.is_dir():
         raise FileTrouble(f"{dst}: this is a directory", why="the new file needs a name", fix="give a file name in it")
     if not dst.parent.is_dir():
