@@ -21,7 +21,6 @@ from .naming import default_path
 from .tables import RopeTable, default_attn_factor, rope_table, stored_factors
 
 if TYPE_CHECKING:
-    from .gguf.index import GGUFIndex
     from .gguf.write import WriteReport
     from .radix_file import RadixFile
     from .reexpress import Reexpression
@@ -122,26 +121,23 @@ def choose_rendering(facts: RopeFacts, source: Source, wish: Wish) -> Rendering:
         return Rendering("engine", why)
     if arch.portable:
         return Rendering("portable", f"stock llama.cpp reads {ROPE_FREQS} for architecture '{arch.name}'", ROPE_FREQS)
-    from .reexpress import RULES, target
+    from .reexpress import target, why_not
 
     n = len(tensors)
     reason = f"its loader rejects {ROPE_FREQS} (the file would have {n + 1} tensors, the loader expects {n})"
     if wish == "auto":
-        hint = "; --portable makes a lossless one that runs everywhere" if arch.name in RULES else ""
+        hint = "; --portable makes a lossless one that runs everywhere" if why_not(source.index) is None else ""
         return Rendering("engine", f"stock llama.cpp cannot use factors for architecture '{arch.name}': {reason}{hint}")
-    other = target(source.index, _later_shards(source))
+    shards = [source.shard_index(shard) for shard in source.shards[1:]]
+    other = target(source.index, shards)
     if other is None:
         raise Refused(
             f"{source.path.name}: stock llama.cpp cannot use factors for architecture '{arch.name}'",
-            why=f"{reason}, and no architecture with stock factors computes the same function",
+            why=f"{reason}, and it cannot be re-expressed: {why_not(source.index, shards)}",
             fix="leave --portable out: the metadata is then written for the patched engine",
         )
     why = f"re-expressed from '{arch.name}' as '{other.arch_to}', the same function: it is {other.why}"
     return Rendering("portable", why, ROPE_FREQS, other)
-
-
-def _later_shards(source: Source) -> list[GGUFIndex]:
-    return [source.shard_index(shard) for shard in source.shards[1:]]
 
 
 def _startable(facts: RopeFacts, path: Path, force: bool) -> RopeFacts:
@@ -235,8 +231,7 @@ def _edit(source: Source, found: RopeFacts, table: RopeTable, n_ctx: int, how: R
     edit = Edit(source)
     arch = found.arch.name
     if how.reexpress is not None:
-        for index in (source.index, *_later_shards(source)):
-            how.reexpress.apply(edit, index)
+        how.reexpress.apply(edit, source.index)
         arch = how.reexpress.arch_to
     metadata.write_table(edit, arch, table, n_ctx, elastic=elastic)
     metadata.write_provenance(edit, source.index, table, n_ctx)
