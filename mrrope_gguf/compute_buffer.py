@@ -6,8 +6,8 @@ C cells. The allocator reuses memory as tensors die, so the buffer is as large a
   feed-forward  masks, and gate, up and their product (3, T, n_ff), for every expert a token is sent to
   logits        (T, n_vocab)
 each with a handful of (T, n_embd) tensors. The counts come from the "compute buffer size" lines of llama.cpp's log on
-its CPU backend: exact to 0.1 MiB for llama, qwen2 and gemma3 from 4096 to 131072 tokens, within 3 % with a quantised
-cache, rough for hybrid and sparse-attention models.
+its CPU backend: exact to 0.1 MiB for llama, qwen2 and gemma3 from 4096 to 131072 tokens, within 5 % with another cache
+than f16, rough for hybrid and sparse-attention models.
 """
 
 from __future__ import annotations

@@ -143,9 +143,14 @@ class Memory:
     state: tuple[int, int] = (0, 0)
     indexer: _Indexer | None = None
     ratios: tuple[int, ...] = ()
+    flash_attn: bool = True
 
     def caches(self, setting: Setting) -> list[Cache]:
-        """Every cache llama.cpp would allocate for these context parameters, in the order of its log."""
+        """Every cache llama.cpp would allocate for these context parameters, in the order of its log.
+
+        Raises Refused for cache types that llama.cpp refuses for this model.
+        """
+        setting = replace(setting, flash_attn=setting.flash_attn and self.flash_attn)
         self._check_types(setting)
         if self.ratios:
             # a stream for every sequence, even in a unified cache
@@ -262,6 +267,7 @@ def memory(index: GGUFIndex) -> Memory:
         state=(r * len(recurrent) + _hash_state(header), s * len(recurrent)),
         indexer=_indexer(header, trunk, attention, sliding, v),
         ratios=header.array("attention.compress_ratios", n_all) or () if arch.name == "deepseek4" else (),
+        flash_attn=arch.name != "grok",
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ def machine_memory() -> MachineMemory | None:
         if sys.platform == "darwin":
             return _macos()
         return _linux(Path("/proc"), CGROUPS)
-    except (OSError, ValueError, KeyError, AttributeError, subprocess.SubprocessError):
+    except (OSError, ValueError, KeyError, IndexError, AttributeError):
         return None
 
 
@@ -90,7 +89,12 @@ def _macos() -> MachineMemory:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
+    import subprocess  # late: `extend` and `fit` start faster without it
+
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=10).stdout
+    except subprocess.SubprocessError as err:
+        raise OSError(str(err)) from err
 
 
 class _MemoryStatus(ctypes.Structure):
