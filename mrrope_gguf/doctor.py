@@ -54,7 +54,7 @@ class Report:
     next: str
 
     def __getitem__(self, name: str) -> Check:
-        return next(check for check in self.checks if check.name == name)
+        return {check.name: check for check in self.checks}[name]
 
     def to_json(self) -> dict[str, Any]:
         """As `mrrope doctor --json` prints it."""

@@ -1,7 +1,8 @@
 """Running an extended model: `load` gives a plain `llama_cpp.Llama` on which the file's own RoPE settings hold.
 
-`Llama(...)` on its own would open 512 tokens of context and put defaults of its own in the place of what the file says
-(yarn_attn_factor=1.0 switches the file's temperature off). `load` inherits everything, and refuses what would go wrong.
+`Llama(...)` on its own opens 512 tokens of context, and its YaRN defaults (betas 32 and 1, attention factor 1) take the
+place of what a file says about them, which mistral3 and grok files do. (`rope.scaling.attn_factor`, where an extended
+file keeps its temperature, holds either way.) `load` inherits everything, and refuses what would go wrong.
 """
 
 from __future__ import annotations
@@ -198,12 +199,6 @@ def _options(n_ctx: int, given: dict[str, Any]) -> dict[str, Any]:
         **given,
         "n_ctx": n_ctx,
     }
-    if options.pop("logits_all", False):
-        raise Refused(
-            "logits_all is not supported",
-            why=f"it would keep the logits of {n_ctx} tokens, whatever the context is used for",
-            fix="decode in batches and read the logits of each, as mrrope_gguf.evals does",
-        )
     for name in ("type_k", "type_v"):
         if isinstance(options.get(name), str):
             options[name] = ggml_type(options[name]).id
@@ -251,7 +246,7 @@ def _construct(file: _File, options: dict[str, Any]) -> Llama:
         except (ValueError, RuntimeError, AssertionError) as err:
             raise EngineTrouble(
                 f"{file.path.name}: llama.cpp could not open it",
-                why=f"{err}: {log.why()}" if log else str(err),
+                why=log.why() if log else str(err),
                 fix="`mrrope inspect` checks the file, verbose=True shows llama.cpp's whole log",
             ) from err
     return llm
