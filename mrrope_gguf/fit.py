@@ -12,6 +12,7 @@ from mrrope_gguf.errors import Refused
 from mrrope_gguf.gguf.index import open_gguf, open_split
 from mrrope_gguf.kvcache import PAD, Cache, Memory, Setting, memory
 from mrrope_gguf.machine import MachineMemory, machine_memory
+from mrrope_gguf.text import printable
 
 MOST = 1 << 26
 BAR = 40
@@ -104,7 +105,7 @@ class Fit:
         for cache in filter(lambda cache: cache.n_layer, self.caches):
             rows.append((_NAMES[cache.name], cache.nbytes, self._detail(cache)))
         rows.append(("compute", self.compute, f"estimate, {s.ubatch} tokens at a time"))
-        lines = [f"{self.model.path.name}  {self.model.arch}, {s.n_ctx} tokens", ""]
+        lines = [f"{printable(self.model.path.name)}  {self.model.arch}, {s.n_ctx} tokens", ""]
         lines += [f"  {name:<15}{size(n):>10}  {_bar(n, self.total)}  {detail}" for name, n, detail in rows]
         lines += [f"  {'total':<15}{size(self.total):>10}", "", self._verdict()]
         return "\n".join([*lines, *self._advice()])

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mrrope_gguf.architectures import architecture
 from mrrope_gguf.errors import Refused
 from mrrope_gguf.gguf.index import GGUFIndex
 from mrrope_gguf.gguf.types import ggml_type, padded
 from mrrope_gguf.header import Header
+from mrrope_gguf.kinds import known_architecture
 from mrrope_gguf.layers import count_layers, layers, window
 
 PAD = 256
@@ -239,15 +239,9 @@ def row_bytes(type_name: str, width: int) -> int:
 
 
 def memory(index: GGUFIndex) -> Memory:
-    """What each layer of the model with this header keeps. Refused for an architecture llama.cpp does not know."""
-    arch = architecture(index.arch)
-    if arch is None:
-        raise Refused(
-            f"{index.path.name}: the supported llama.cpp does not know the architecture '{index.arch}'",
-            why="how its layers keep their keys and values is not known",
-            fix="update mrrope-gguf and llama-cpp-python",
-        )
-    header = Header(index, index.arch)
+    """What each layer of this model keeps. Refused for a GGUF that is no model, or of an unknown architecture."""
+    arch = known_architecture(index)
+    header = Header(index, arch.name)
     trunk = count_layers(header)
     n_all = trunk + header.u32("nextn_predict_layers", 0) + (arch.name == "graniteswitch")
     recurrent = _recurrent(header, trunk)

@@ -17,11 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf import engine
 from mrrope_gguf.errors import DoesNotFit, EngineTrouble, Refused
+from mrrope_gguf.facts import LONG, ROPE_FREQS
 from mrrope_gguf.fit import Model, read_model, size
 from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
 from mrrope_gguf.gguf.types import GGML_TYPES, ggml_type
+from mrrope_gguf.header import Header
+from mrrope_gguf.kinds import known_architecture
 from mrrope_gguf.kvcache import Setting
+from mrrope_gguf.layers import window
 from mrrope_gguf.machine import machine_memory
+from mrrope_gguf.text import printable
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -39,7 +44,6 @@ INHERIT = {
     "rope_freq_scale": 0.0,
     "rope_scaling_type": -1,
 }
-PORTABLE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight")
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 
 
@@ -48,13 +52,16 @@ class _File:
     """What `load` must know about a file before llama.cpp sees it."""
 
     path: Path
-    arch: str
     n_ctx: int
     scaling_type: str
     method: str | None
     portable: bool
     reexpressed_from: str | None
     window: int
+
+    @property
+    def name(self) -> str:
+        return printable(self.path.name)
 
 
 def load(
@@ -128,18 +135,17 @@ def prefill(llm: Llama, tokens: Sequence[int], progress: Progress | None = None)
 
 
 def _read(path: Path) -> _File:
-    from mrrope_gguf.header import Header
-    from mrrope_gguf.layers import window
-
     with open_gguf(path) as index:
-        header = Header(index, index.arch)
+        arch = known_architecture(index)
+        header = Header(index, arch.name)
+        tensor = (arch.portable and ROPE_FREQS in index.tensors) or (arch.longrope and LONG in index.tensors)
         return _File(
             path=path,
-            arch=index.arch,
             n_ctx=header.u32("context_length", 0),
             scaling_type=header.text("rope.scaling.type", "none"),
             method=_optional(index, "mrrope.method"),
-            portable=any(name in index.tensors for name in PORTABLE_TENSORS),
+            # a file for the patched engine falls back to a scaling of stock's own, and has this key for it
+            portable=tensor and not header.has("rope.scaling.factor"),
             reexpressed_from=_optional(index, "mrrope.reexpressed_from"),
             window=window(header),
         )
@@ -153,15 +159,15 @@ def _optional(index: GGUFIndex, name: str) -> str | None:
 def _context(file: _File, n_ctx: int | None, past_window: bool) -> int:
     if file.scaling_type not in SCALING_TYPES:
         raise Refused(
-            f"{file.path.name}: rope.scaling.type is '{file.scaling_type}'",
+            f"{file.name}: rope.scaling.type is '{printable(file.scaling_type)}'",
             why=f"llama.cpp knows {', '.join(SCALING_TYPES)}, and ends the whole process at any other",
             fix="convert the model again, or extend the original with `mrrope extend`",
         )
     if n_ctx and n_ctx > file.n_ctx and not past_window:
         raise Refused(
-            f"{file.path.name}: {n_ctx} tokens of context, and the file has {file.n_ctx}",
+            f"{file.name}: {n_ctx} tokens of context, and the file has {file.n_ctx}",
             why="past its context a model that was not extended soon writes nonsense",
-            fix=f"`mrrope extend {file.path.name} --ctx {n_ctx}`, or load(..., past_window=True) to see it happen",
+            fix=f"`mrrope extend {file.name} --ctx {n_ctx}`, or load(..., past_window=True) to see it happen",
         )
     return n_ctx or file.n_ctx
 
@@ -169,7 +175,7 @@ def _context(file: _File, n_ctx: int | None, past_window: bool) -> int:
 def _check_lora(file: _File, llama_kwargs: dict[str, Any]) -> None:
     if file.reexpressed_from and llama_kwargs.get("lora_path"):
         raise Refused(
-            f"{file.path.name}: a LoRA cannot be used with this file",
+            f"{file.name}: a LoRA cannot be used with this file",
             why=f"it was re-expressed from {file.reexpressed_from}: rows of attn_q and attn_k lie in another order "
             "than in the model the LoRA was made for",
             fix="merge the LoRA into the original first, then `mrrope extend --portable`",
@@ -183,7 +189,7 @@ def _check_engine(file: _File, allow_stock: bool) -> None:
     library = engine.library()
     if not library.has_rope_table:
         raise EngineTrouble(
-            f"{file.path.name}: this file needs the patched engine",
+            f"{file.name}: this file needs the patched engine",
             why=f"its {file.method} table is metadata that the stock libllama in {library.path.parent} does not read",
             fix="`mrrope extend --portable` on the original, or load(..., allow_stock=True) to run it as plain YaRN",
         )
@@ -226,13 +232,13 @@ def _check_memory(model: Model, setting: Setting, logits_all: bool) -> None:
     machine = machine_memory()
     if machine is None or total <= machine.available:
         return
-    kv = sum(cache.nbytes for cache in caches)
+    name, kv = printable(model.path.name), sum(cache.nbytes for cache in caches)
     largest = model.largest(setting, machine.available)
     raise DoesNotFit(
-        f"{model.path.name}: {setting.n_ctx} tokens of context do not fit in memory",
+        f"{name}: {setting.n_ctx} tokens of context do not fit in memory",
         why=f"weights {size(model.weights)} + KV cache {size(kv)} + compute {size(compute)} = {size(total)}, "
         f"and {size(machine.available)} of {size(machine.total)} are free",
-        fix=f"n_ctx={largest} fits with this cache; `mrrope fit {model.path.name}` shows what q8_0 would gain"
+        fix=f"n_ctx={largest} fits with this cache; `mrrope fit {name}` shows what q8_0 would gain"
         if largest
         else "close other programs, or take a smaller model or quantisation",
     )
@@ -245,7 +251,7 @@ def _construct(file: _File, options: dict[str, Any]) -> Llama:
             llm: Llama = module.Llama(model_path=str(file.path), **options)
         except (ValueError, RuntimeError, AssertionError) as err:
             raise EngineTrouble(
-                f"{file.path.name}: llama.cpp could not open it",
+                f"{file.name}: llama.cpp could not open it",
                 why=log.why() if log else str(err),
                 fix="`mrrope inspect` checks the file, verbose=True shows llama.cpp's whole log",
             ) from err

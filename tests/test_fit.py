@@ -240,7 +240,7 @@ def test_an_unknown_type_is_a_value_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_architecture(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="does not know the architecture 'llama9'"):
+    with pytest.raises(Refused, match="unknown architecture 'llama9'"):
         fit_file(stock_hparams.write(tmp_path / "m.gguf", "llama9", {"context_length": 64}))
 
 

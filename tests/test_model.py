@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mrrope_gguf import engine, fit, load
+from mrrope_gguf import engine, extend, fit, load
 from mrrope_gguf.errors import BadFile, DoesNotFit, EngineTrouble, FileTrouble, Refused
 from mrrope_gguf.machine import MachineMemory
 from mrrope_gguf.model import prefill
@@ -187,6 +187,26 @@ def test_a_file_for_the_patched_engine(tmp_path: Path) -> None:
     same = tiny.make(tmp_path / "yarn.gguf", "qwen2", n_ctx=256, extra=without)
     tokens = tiny.tokens(200)
     np.testing.assert_array_equal(last_logits(load(path, allow_stock=True), tokens), last_logits(load(same), tokens))
+
+
+def test_what_extend_makes_of_a_qwen2(tmp_path: Path) -> None:
+    """Metadata for the patched engine, or a llama with factors that stock runs and that no LoRA fits."""
+    source = tiny.make(tmp_path / "m.gguf", "qwen2", n_ctx=64)
+    for_engine = extend(source, tmp_path / "engine.gguf", scale=4).path
+    portable = extend(source, tmp_path / "portable.gguf", scale=4, rendering="portable").path
+    with pytest.raises(EngineTrouble, match="needs the patched engine"):
+        load(for_engine)
+    assert load(for_engine, allow_stock=True).n_ctx() == 256
+    llm = load(portable)
+    assert (llm.n_ctx(), llm.metadata["general.architecture"]) == (256, "llama")
+    with pytest.raises(Refused, match="LoRA"):
+        load(portable, lora_path="adapter.gguf")
+
+
+def test_factors_of_the_models_own_are_not_the_table(tmp_path: Path) -> None:
+    path = tiny.make(tmp_path / "m.gguf", n_ctx=256, rope_freqs=[1.0] * 4 + [8.0] * 4, extra=ENGINE_ONLY)
+    with pytest.raises(EngineTrouble, match="needs the patched engine"):
+        load(path)
 
 
 def test_a_portable_file_runs_on_stock(tmp_path: Path) -> None:
