@@ -19,15 +19,15 @@ static inline uint32_t bits_of_float(float x) {
     return bits;
 }
 
+// All ones where `condition`, a select by bits: of ?: GCC makes jumps, and then no vectors.
+static inline uint32_t mask(bool condition) { return 0u - (uint32_t) condition; }
+
 static inline float half_to_float(uint16_t h) {
     const uint32_t magnitude = h & 0x7fffu;
     const uint32_t bits = bits_of_float(float_from_bits(magnitude << 13) * 5.192296858534828e33f);  // 2^112: exact
-    const uint32_t infinite = magnitude >= 0x7c00 ? 0x7f800000 : 0;  // inf and NaN
+    const uint32_t infinite = mask(magnitude >= 0x7c00) & 0x7f800000;  // inf and NaN
     return float_from_bits(bits | infinite | (h & 0x8000u) << 16);
 }
-
-// All ones where `condition`, a select by bits: of ?: GCC makes jumps, and then no vectors.
-static inline uint32_t mask(bool condition) { return 0u - (uint32_t) condition; }
 
 static inline uint16_t float_to_half(float x) {
     const uint32_t bits = bits_of_float(x), magnitude = bits & 0x7fffffff;
