@@ -194,7 +194,6 @@ def _finish(figure: Any, axes: Any, title: str, path: str | Path, legend: str = 
     axes.legend(loc=legend, frameon=True, framealpha=0.9, edgecolor="none", fontsize=10, labelcolor=_INK)
     try:
         figure.savefig(path)
-    except OSError as error:
-        raise FileTrouble(
-            f"{Path(path).name}: the plot cannot be written", why=str(error), fix="choose another place for it"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a suffix that names no picture format
+        fix = "choose another place for it, with a name that ends in .png, .svg or .pdf"
+        raise FileTrouble(f"{Path(path).name}: the plot cannot be written", why=str(error), fix=fix) from None

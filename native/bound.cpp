@@ -27,8 +27,10 @@ namespace mrrope {
 namespace {
 
 constexpr int BLOCK   = 256; // positions one anchor serves
+constexpr int FINE    = 16;  // a block's angles are sums of a multiple of FINE and one below it
 constexpr int CHUNK   = 64;  // positions of a block summed together: their part of the table stays in the first cache
 constexpr int ANCHORS = 8;   // anchors taken through a chunk while it is there
+constexpr int PROBES  = 32;  // positions looked at one by one before a table is made
 
 struct Angle {
     double c, s;
@@ -61,30 +63,33 @@ int rows_of(int n) {
 }
 
 // table (BLOCK/CHUNK, rows, CHUNK): rows 2i and 2i+1 hold cos(j*theta_i) and -sin(j*theta_i), j = 0..BLOCK-1
-std::vector<float> make_table(const double * theta, int n) {
+void make_table(const double * theta, int n, float * table) {
     const int rows = rows_of(n);
-    std::vector<float> table((size_t) rows * BLOCK);
     for (int i = 0; i < n; i++) {
-        Angle fine[16], coarse[BLOCK / 16];
-        make_multiples(theta[i], 1, 16, fine);
-        make_multiples(theta[i], 16, BLOCK / 16, coarse);
-        for (int j = 0; j < BLOCK; j++) {
-            const Angle a = add(coarse[j / 16], fine[j % 16]);
-            float * out = table.data() + ((size_t) (j / CHUNK) * rows + 2 * i) * CHUNK + j % CHUNK;
-            out[0]     = (float) a.c;
-            out[CHUNK] = (float) -a.s;
+        Angle  fine[FINE], coarse[BLOCK / FINE];
+        double fine_c[FINE], fine_s[FINE];
+        make_multiples(theta[i], 1, FINE, fine);
+        make_multiples(theta[i], FINE, BLOCK / FINE, coarse);
+        for (int j = 0; j < FINE; j++) {
+            fine_c[j] = fine[j].c;
+            fine_s[j] = fine[j].s;
+        }
+        for (int k = 0; k < BLOCK / FINE; k++) {
+            const double c = coarse[k].c, s = coarse[k].s;
+            float * out = table + ((size_t) (k * FINE / CHUNK) * rows + 2 * i) * CHUNK + k * FINE % CHUNK;
+            for (int j = 0; j < FINE; j++) {
+                out[j]         = (float)  (c * fine_c[j] - s * fine_s[j]);
+                out[CHUNK + j] = (float) -(s * fine_c[j] + c * fine_s[j]);
+            }
         }
     }
-    return table;
 }
 
 // steps (n, ANCHORS): the angles of k*BLOCK*theta_i, by which a fresh anchor is turned to reach its neighbours
-std::vector<Angle> make_steps(const double * theta, int n) {
-    std::vector<Angle> steps((size_t) n * ANCHORS);
+void make_steps(const double * theta, int n, Angle * steps) {
     for (int i = 0; i < n; i++) {
-        make_multiples(theta[i], BLOCK, ANCHORS, steps.data() + (size_t) i * ANCHORS);
+        make_multiples(theta[i], BLOCK, ANCHORS, steps + (size_t) i * ANCHORS);
     }
-    return steps;
 }
 
 // anchors (ANCHORS, rows): columns 2i and 2i+1 hold cos and sin of (first + k*BLOCK)*theta_i
@@ -138,24 +143,30 @@ Multiply pick_multiply() {
     return multiply_plain;
 }
 
-// What a run of sums needs: made once, then at(first) gives the sums of RUN positions from there on.
+// What a run of sums needs: after use(theta), at(first) gives the sums of RUN positions from there on.
 constexpr int RUN = ANCHORS * BLOCK;
 
 struct Scanner {
-    const double *     theta;
-    int                n;
-    std::vector<float> table;
-    std::vector<Angle> steps;
-    std::vector<float> anchors;
-    std::vector<float> sums; // (RUN,)
-    Multiply           product;
+    int                 n;
+    std::vector<double> theta;
+    std::vector<float>  table;
+    std::vector<Angle>  steps;
+    std::vector<float>  anchors;
+    std::vector<float>  sums; // (RUN,)
+    Multiply            product;
 
-    Scanner(const double * theta, int n)
-        : theta(theta), n(n), table(make_table(theta, n)), steps(make_steps(theta, n)),
+    explicit Scanner(int n)
+        : n(n), theta(n), table((size_t) rows_of(n) * BLOCK), steps((size_t) n * ANCHORS),
           anchors((size_t) rows_of(n) * ANCHORS), sums(RUN), product(pick_multiply()) {}
 
+    void use(const double * angles) {
+        theta.assign(angles, angles + n);
+        make_table(angles, n, table.data());
+        make_steps(angles, n, steps.data());
+    }
+
     const float * at(int64_t first) {
-        make_anchors(theta, n, steps.data(), first, anchors.data());
+        make_anchors(theta.data(), n, steps.data(), first, anchors.data());
         product(anchors.data(), table.data(), rows_of(n), sums.data());
         return sums.data();
     }
@@ -165,7 +176,7 @@ struct Scanner {
         const float   error = (float) bound_error(n) * 1.01f;
         const float * near  = at(first);
         for (int64_t m = first; m <= last; m++) {
-            if (near[m - first] < error && bound_sum(theta, n, m) < 0.0) {
+            if (near[m - first] < error && bound_sum(theta.data(), n, m) < 0.0) {
                 return m;
             }
         }
@@ -189,7 +200,8 @@ double bound_error(int n) {
 }
 
 void bound_sums(const double * theta, int n, int64_t first, int64_t count, float * out) {
-    Scanner scanner(theta, n);
+    Scanner scanner(n);
+    scanner.use(theta);
     for (int64_t done = 0; done < count; done += RUN) {
         const float * sums = scanner.at(first + done);
         std::copy(sums, sums + std::min<int64_t>(count - done, RUN), out + done);
@@ -197,7 +209,8 @@ void bound_sums(const double * theta, int n, int64_t first, int64_t count, float
 }
 
 int64_t bound_scan(const double * theta, int n, int64_t first, int64_t last) {
-    Scanner scanner(theta, n);
+    Scanner scanner(n);
+    scanner.use(theta);
     for (int64_t m = first; m <= last; m += RUN) {
         const int64_t found = scanner.first_below(m, std::min<int64_t>(last, m + RUN - 1));
         if (found) {
@@ -207,25 +220,41 @@ int64_t bound_scan(const double * theta, int n, int64_t first, int64_t last) {
     return 0;
 }
 
-// From the far end, where a base too small fails first and most often: a few positions alone, then runs.
-bool bound_reaches(const double * theta, int n, int64_t n_ctx) {
-    int64_t last = n_ctx - 1;
-    for (int k = 0; k < 32 && last >= 1; k++, last--) {
-        if (bound_sum(theta, n, last) < 0.0) {
+namespace {
+
+// Whether plain cosines, each off by m*theta*2^-53 and a little more, leave no doubt that the sum is negative.
+bool surely_negative(const double * theta, int n, int64_t m) {
+    double sum = 0.0, angles = 0.0;
+    for (int i = 0; i < n; i++) {
+        sum    += std::cos((double) m * theta[i]);
+        angles += (double) m * theta[i];
+    }
+    return sum < -(angles + n) * 0x1p-50;
+}
+
+// Whether no m in 1..n_ctx-1 has a sum below 0. From the far end, where a base too small fails most often: a few
+// positions one by one, then runs.
+bool reaches(Scanner & scanner, const double * theta, int64_t n_ctx) {
+    int64_t end = n_ctx - 1;
+    for (int64_t m = end; m >= 1 && m > end - PROBES; m--) {
+        if (surely_negative(theta, scanner.n, m)) {
             return false;
         }
     }
-    Scanner scanner(theta, n);
-    for (; last >= 1; last -= RUN) {
-        if (scanner.first_below(std::max<int64_t>(1, last - RUN + 1), last)) {
+    scanner.use(theta);
+    for (; end >= 1; end -= RUN) {
+        if (scanner.first_below(std::max<int64_t>(1, end - RUN + 1), end)) {
             return false;
         }
     }
     return true;
 }
 
+} // namespace
+
 double bound_min_base(int64_t n_ctx, int n_rot, int digits) {
     std::vector<double> theta(n_rot / 2);
+    Scanner scanner(n_rot / 2);
     const int64_t lowest = (int64_t) std::llround(std::pow(10.0, digits - 1));
     for (int decade = 0; decade < BOUND_MAX_DECADE; decade++) {
         for (int64_t k = decade == 0 ? lowest + 1 : lowest; k < 10 * lowest; k++) {
@@ -235,7 +264,7 @@ double bound_min_base(int64_t n_ctx, int n_rot, int digits) {
             for (int i = 0; i < n_rot / 2; i++) {
                 theta[i] = mrrope_theta(i, n_rot, base);
             }
-            if (bound_reaches(theta.data(), n_rot / 2, n_ctx)) {
+            if (reaches(scanner, theta.data(), n_ctx)) {
                 return base;
             }
         }

@@ -16,9 +16,6 @@ double bound_error(int n);
 // Source: Men et al., "Base of RoPE Bounds Context Length" (arXiv 2405.14591).
 int64_t bound_scan(const double * theta, int n, int64_t first, int64_t last);
 
-// Whether no m in 1..n_ctx-1 has a sum below 0.
-bool bound_reaches(const double * theta, int n, int64_t n_ctx);
-
 // The smallest base of `digits` significant decimal digits, above 1 and below 10^BOUND_MAX_DECADE, whose plain angles
 // reach n_ctx, or 0. Every such base below it is tried: reaching is not monotone in the base.
 constexpr int BOUND_MAX_DECADE = 22; // powers of ten up to 10^22 are exact in double
