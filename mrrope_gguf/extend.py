@@ -18,7 +18,7 @@ from .gguf.edit import Edit
 from .gguf.source import Source
 from .gguf.types import F32
 from .naming import default_path
-from .tables import RopeTable, default_attn_factor, rope_table, stored_factors
+from .tables import RopeTable, default_attn_factor, rescale, rope_table, stored_factors
 
 if TYPE_CHECKING:
     from .gguf.write import WriteReport
@@ -171,15 +171,17 @@ def _table(
     wanted = _scale(facts, path, scale, n_ctx, own)
     if own is not None:
         method = "custom"
-        attn_factor = attn_factor if attn_factor is not None else own.attn_factor
-    if attn_factor is None and facts.attn_factor != 1.0:
+    elif attn_factor is None and facts.attn_factor != 1.0:
         attn_factor = facts.attn_factor * default_attn_factor(method, wanted)
     try:
-        return rope_table(
-            method, n_rot=facts.n_rot, freq_base=facts.freq_base, n_ctx_orig=facts.n_ctx_orig, scale=wanted,
-            beta_fast=beta_fast, beta_slow=beta_slow, base_factors=facts.base_factors, attn_factor=attn_factor,
+        table = rope_table(
+            method, n_rot=facts.n_rot, freq_base=facts.freq_base, n_ctx_orig=facts.n_ctx_orig,
+            scale=(own.scale if own else None) or wanted, beta_fast=beta_fast, beta_slow=beta_slow,
+            base_factors=facts.base_factors, attn_factor=own.attn_factor if own else attn_factor,
             radix=own.radix if own else None, lead=own.lead if own else 1.0,
         )  # fmt: skip
+        table = rescale(table, wanted)
+        return table if attn_factor is None else replace(table, attn_factor=attn_factor)
     except ValueError as error:
         raise Refused(f"{path.name}: no table can be made", why=str(error), fix="change that number") from None
 

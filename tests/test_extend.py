@@ -302,6 +302,14 @@ def test_radix_from_a_file(llama: Path, tmp_path: Path) -> None:
     assert gap(tiny.logits(done.path, TOKENS), forward(llama, TOKENS, factors, 1.05)) < 1e-3
 
 
+def test_radix_of_another_scale_is_moved(llama: Path, tmp_path: Path) -> None:
+    made = rope_table("mrrope-uni", n_rot=N_ROT, freq_base=1e4, n_ctx_orig=N_CTX, scale=16)
+    (tmp_path / "t.json").write_text(json.dumps({"radix": list(made.radix_values), "scale": 16}))
+    table = extend(llama, scale=4, radix=tmp_path / "t.json").table
+    wanted = rope_table("mrrope-uni", n_rot=N_ROT, freq_base=1e4, n_ctx_orig=N_CTX, scale=4)
+    assert table.factors == pytest.approx(wanted.factors)
+
+
 def test_ctx_instead_of_scale(llama: Path) -> None:
     done = extend(llama, n_ctx=100)
     assert done.n_ctx == 100
