@@ -9,30 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mrrope_gguf.engine import Log, capture
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
-
-_log: list[str] = []
-_log_sink: list[Any] = []
-
-
-def _quiet() -> None:
-    """Send llama.cpp's log to a list; registered once, because the C side keeps the pointer."""
-    import llama_cpp
-
-    if not _log_sink:
-
-        @llama_cpp.llama_log_callback
-        def sink(_level: int, text: bytes, _data: Any) -> None:
-            _log.append(text.decode("utf-8", "replace"))
-
-        _log_sink.append(sink)
-        llama_cpp.llama_backend_init()
-    llama_cpp.llama_log_set(_log_sink[0], None)
-    _log.clear()
-
 
 @contextmanager
 def context(path: str | Path, n_ctx: int, *, n_threads: int = 1, **params: Any) -> Iterator[tuple[Any, Any]]:
@@ -43,13 +25,20 @@ def context(path: str | Path, n_ctx: int, *, n_threads: int = 1, **params: Any) 
     """
     import llama_cpp
 
-    _quiet()
+    llama_cpp.llama_backend_init()
+    with capture() as log:
+        yield from _opened(llama_cpp, path, n_ctx, n_threads, params, log)
+
+
+def _opened(
+    llama_cpp: Any, path: str | Path, n_ctx: int, n_threads: int, params: dict[str, Any], log: Log
+) -> Iterator[tuple[Any, Any]]:
     mparams = llama_cpp.llama_model_default_params()
     mparams.n_gpu_layers = 0
     mparams.use_mmap = False
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), mparams)
     if not model:
-        raise RuntimeError("".join(_log)[-2000:])
+        raise RuntimeError(log.text[-2000:])
     cparams = llama_cpp.llama_context_default_params()
     cparams.n_ctx = n_ctx
     cparams.n_batch = cparams.n_ubatch = 512
@@ -61,7 +50,7 @@ def context(path: str | Path, n_ctx: int, *, n_threads: int = 1, **params: Any) 
     ctx = llama_cpp.llama_init_from_model(model, cparams)
     try:
         if not ctx:
-            raise RuntimeError("".join(_log)[-2000:])
+            raise RuntimeError(log.text[-2000:])
         yield model, ctx
     finally:
         if ctx:
@@ -91,7 +80,7 @@ def decode(ctx: Any, token_ids: Sequence[int], first: int = 0) -> Floats:
         status = llama_cpp.llama_decode(ctx, batch)
         llama_cpp.llama_batch_free(batch)
         if status:
-            raise RuntimeError("".join(_log)[-2000:])
+            raise RuntimeError(f"llama_decode returned {status} at position {first + start}")
         row = llama_cpp.llama_get_logits(ctx)
         out[start : start + len(part)] = np.ctypeslib.as_array(row, (len(part), n_vocab))
     return out
