@@ -21,6 +21,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/cmake -S . -B build/lint -G Ninja -DCMAKE_BUILD_TYPE=Debug -DMRROPE_WERROR=ON \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) --log-level=WARNING > /dev/null
+	$(BIN)/cmake --build build/lint
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

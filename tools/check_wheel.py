@@ -1,6 +1,6 @@
 """Install the newest wheel of a folder into a clean virtual environment and use it there.
 
-    python tools/check_wheel.py dist
+python tools/check_wheel.py dist
 """
 
 from __future__ import annotations
