@@ -46,11 +46,15 @@ class Source:
         Raises FileTrouble where it cannot be read or an in-place change was cut short, BadFile where it is no GGUF or
         its undo record is damaged.
         """
-        require_no_journal(Path(path))  # a header half written would be called malformed
-        shards = open_split(path)
-        for shard in shards:
-            require_no_journal(shard)
-        current = open_gguf(shards[0])
+        path = Path(path)
+        require_no_journal(path)  # a header half written would be called malformed
+        current, shards = open_gguf(path), [path]
+        if "split.count" in current.kvs:
+            current.close()
+            shards = open_split(path)
+            for shard in shards:
+                require_no_journal(shard)
+            current = open_gguf(shards[0])
         try:
             return cls(shards[0], shards, current)
         except BaseException:
