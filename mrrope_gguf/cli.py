@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return _debug(1)
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing was left behind", file=sys.stderr)
+        print("\ninterrupted", file=sys.stderr)
         return _debug(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -47,13 +47,23 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         parser.print_help()
         return 2
     if "model" in args:
-        args.model = args.model or args.model_flag
-        if args.model is None:
-            parser.error(f"{args.verb} needs a model file")
+        _place_model(parser, args)
     from . import verbs
 
     run = getattr(verbs, args.verb.replace("-", "_"))
     return int(run(args))
+
+
+def _place_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """`-m FILE` names the model; what argparse then took for the model is the destination."""
+    if args.model_flag is not None:
+        if args.model is not None and (args.verb not in ("extend", "revert") or args.dst is not None):
+            parser.error(f"{args.verb}: the model is named twice, {args.model} and -m {args.model_flag}")
+        if args.model is not None:
+            args.dst = args.model
+        args.model = args.model_flag
+    if args.model is None:
+        parser.error(f"{args.verb} needs a model file")
 
 
 def tokens(text: str) -> int:

@@ -56,10 +56,11 @@ def demo(out: Path, *, n_ctx: int = 16384, n_threads: int | None = None, say: Sa
             why=f"it must lie past the original {table.n_ctx_orig} tokens and within the new {extended.n_ctx}",
             fix="leave it out for 16384",
         )
-    runs = [
-        _measure("original", original, text, n_ctx, n_threads),
-        _measure("extended", extended.path, text, n_ctx, n_threads),
-    ]
+    runs = []
+    for name, path in (("original", original), ("extended", extended.path)):
+        say(f"{name}: reading {n_ctx} tokens of an article, then ten needles in {min(HAYSTACK, n_ctx)} tokens")
+        runs.append(_measure(name, path, text, n_ctx, n_threads))
+        say(f"{name}: {runs[-1].seconds:.0f} s")
     report = _report(extended, runs, n_ctx)
     _plot(extended, runs, out)
     _keep(extended, runs, n_ctx, out)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
+
 @contextmanager
 def context(path: str | Path, n_ctx: int, *, n_threads: int = 1, **params: Any) -> Iterator[tuple[Any, Any]]:
     """(model, context) of stock llama.cpp: f32 cache, no flash attention, and the file's own RoPE values.

@@ -1,7 +1,7 @@
 """Where everything lies in a GGUF file: opened in a fraction of a millisecond, values decoded only when asked for.
 
-    with open_gguf("model.gguf") as index:
-        print(index.arch, index.get("llama.context_length"), len(index.tensors))
+with open_gguf("model.gguf") as index:
+    print(index.arch, index.get("llama.context_length"), len(index.tensors))
 """
 
 from __future__ import annotations
