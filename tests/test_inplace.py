@@ -8,7 +8,8 @@ import mmap
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,20 @@ def test_no_room_for_a_copy_is_said(tmp_path: Path) -> None:
         assert left_in(place) == {"m.gguf"}
 
 
+def test_no_room_for_a_journal_is_said(tmp_path: Path) -> None:
+    with mounted("ext4", tmp_path, megabytes=4) as place:
+        file = write(place / "m.gguf", model(n_vocab=40000))
+        before = sha256(file)
+        with open(place / "fill", "wb", buffering=0) as fill, suppress(OSError):
+            while fill.write(bytes(4096)):
+                pass
+        with pytest.raises(FileTrouble, match="cannot be changed") as error:
+            extend(file)
+        assert "No space left" in error.value.why
+        assert sha256(file) == before
+        assert left_in(place) == {"m.gguf", "fill", "lost+found"}
+
+
 # -- cut short ---------------------------------------------------------------------------------------------------------
 
 
@@ -243,6 +258,54 @@ def test_killed_at_any_step_it_comes_back_whole(file: Path, what: str) -> None:
         assert step["after"] == (before if step["recovered"] else step["sha256"]), step
         assert step["left"] == ["m.gguf"], step
     assert any(step["sha256"] not in (before, final) for step in steps)  # some were cut short in the middle
+
+
+def test_what_is_needed_is_on_the_disk_before_it_is_relied_on(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killing a process shows the order of writes, not what a power cut would have lost."""
+    events: list[str] = []
+
+    def watch(owner: Any, name: str, told: Callable[..., str]) -> None:
+        real = getattr(owner, name)
+
+        def watched(*args: Any) -> Any:
+            events.append(told(*args))
+            return real(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    def opened(fd: int) -> str:
+        return os.readlink(f"/proc/self/fd/{fd}").replace(str(file), "FILE")
+
+    watch(os, "fsync", lambda fd: f"sync {opened(fd)}")
+    watch(os, "replace", lambda a, b: f"name {b.name}")
+    watch(os, "pwrite", lambda fd, data, at: f"write {opened(fd)}")
+    watch(journal, "shift_range", lambda fd, shift: "move")
+    watch(Journal, "remove", lambda self: "forget")
+
+    def check(steps: list[str]) -> None:
+        moved, forgotten = steps.index("move"), steps.index("forget")
+        named = steps.index("name m.gguf.mrrope-journal") if "name m.gguf.mrrope-journal" in steps else -1
+        written = [i for i, step in enumerate(steps) if step == "write FILE"]
+        assert named < moved < written[0]
+        assert written[-1] < len(steps) - 1 - steps[::-1].index("sync FILE") < forgotten
+        if named >= 0:
+            assert "sync FILE.mrrope-journal.new" in steps[:named]
+            assert f"sync {file.parent}" in steps[named:moved]
+
+    extend(file, permute=True)
+    check(events)
+    events.clear()
+    monkeypatch.setattr(Plan, "check", refuse_plan)
+    revert(file)  # the other way round
+    check(events)
+    events.clear()
+    with pytest.raises(FileTrouble, match="not what was meant"):
+        extend(file)
+    check(events[len(events) - 1 - events[::-1].index("move") :])  # the way back
+
+
+def refuse_plan(self: Plan, index: object) -> None:
+    raise FileTrouble("not what was meant")
 
 
 def cut_short(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,10 +337,7 @@ def test_revert_recovers_first(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_error_on_the_way_is_undone_at_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = sha256(file)
 
-    def unlike(self: Plan, index: object) -> None:
-        raise FileTrouble("not what was meant")
-
-    monkeypatch.setattr(Plan, "check", unlike)
+    monkeypatch.setattr(Plan, "check", refuse_plan)
     with pytest.raises(FileTrouble, match="not what was meant"):
         extend(file)
     assert sha256(file) == before

@@ -132,6 +132,14 @@ def test_a_changed_header_is_refused_or_harmless(tmp_path: Path, where: float, m
         (tmp_path / "back.gguf").unlink()
 
 
+def test_another_value_in_the_header_is_refused_at_once(extended: Path) -> None:
+    with open_gguf(extended) as index:
+        flip(extended, index.kvs["llama.rope.freq_base"].value, 1)
+    with pytest.raises(BadFile, match="damaged") as error:
+        Source.open(extended)
+    assert "sha256" in error.value.why
+
+
 def test_a_truncated_or_grown_file_is_refused(extended: Path, tmp_path: Path) -> None:
     with open(extended, "ab") as file:
         file.write(b"more")

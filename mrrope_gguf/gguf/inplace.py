@@ -109,9 +109,9 @@ def _with_journal(wanted: Change) -> tuple[str, int] | None:
     """The two ways that write into the file itself; None where neither is possible."""
     size = os.stat(wanted.path).st_size
     shift = total(wanted.pieces) - size
-    changes = _changes(wanted, shift)
-    if shift % BLOCK or changes is None:
+    if shift % BLOCK:
         return None
+    changes = _changes(wanted, shift)
     wanted.close()
     with file_errors(wanted.path, "changed"):
         fd = os.open(wanted.path, os.O_RDWR | O_BINARY)
@@ -148,8 +148,8 @@ def _apply(fd: int, wanted: Change, changes: list[tuple[int, Piece]]) -> bool:
     return True
 
 
-def _changes(wanted: Change, shift: int) -> list[tuple[int, Piece]] | None:
-    """What differs after the header, at its offset before the change; None if bytes moved otherwise than by `shift`."""
+def _changes(wanted: Change, shift: int) -> list[tuple[int, Piece]]:
+    """What differs after the header, at its offset before the change; all other data moves by `shift` as one."""
     at, out = 0, list[tuple[int, Piece]]()
     for piece in wanted.pieces:
         start, at = at, at + len(piece)
@@ -158,9 +158,9 @@ def _changes(wanted: Change, shift: int) -> list[tuple[int, Piece]] | None:
         if isinstance(piece, bytes):
             own = piece[max(0, wanted.prefix - start) :]  # what precedes it belongs to the header
             out.append((at - len(own) - shift, own))
-        elif piece.start != start - shift:
-            return None
-        elif not isinstance(piece, Span):
+            continue
+        assert piece.start == start - shift, (piece, start, shift)
+        if not isinstance(piece, Span):
             out.append((piece.start, piece))
     return out
 
