@@ -144,6 +144,26 @@ def left_in(directory: Path) -> set[str]:
     return {p.name for p in directory.iterdir()}
 
 
+def split_model(directory: Path, count: int = 3) -> list[Path]:
+    """A model in shards: the header and the first layer in shard 1, a layer in each of the others."""
+    raw = model(n_layer=count)
+    per_shard = [raw.tensors[:5]] + [raw.tensors[1 + 4 * i : 5 + 4 * i] for i in range(1, count)]
+    out = []
+    for i, infos in enumerate(per_shard):
+        numbers = (
+            g.kv("split.no", 2, i.to_bytes(2, "little")),
+            g.kv("split.count", 2, count.to_bytes(2, "little")),
+        )
+        total = g.kv("split.tensors.count", 5, len(raw.tensors).to_bytes(4, "little"))
+        kvs = [*(raw.kvs if i == 0 else []), *numbers, total]
+        out.append(write(directory / f"m-{i + 1:05d}-of-{count:05d}.gguf", Raw(kvs, infos, seed=i)))
+    return out
+
+
+def hashes(paths: list[Path]) -> list[str]:
+    return [sha256(path) for path in paths]
+
+
 # -- Hypothesis ----------------------------------------------------------------------------------------------------
 
 _keys = st.sampled_from(["llama", "general", "tokenizer", "x"]).flatmap(

@@ -24,9 +24,8 @@ from mrrope_gguf.gguf.journal import Journal
 from mrrope_gguf.gguf.source import Source, journal_path
 from mrrope_gguf.gguf.write import WriteReport, write_in_place, write_new
 from tests import edits
-from tests.edits import left_in, model, sha256, write
+from tests.edits import hashes, left_in, model, sha256, split_model, write
 from tests.filesystems import mounted
-from tests.test_write import hashes, split_model
 
 
 @pytest.fixture(scope="module")

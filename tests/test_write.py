@@ -15,18 +15,17 @@ from typing import Any
 import pytest
 
 from mrrope_gguf import revert
-from mrrope_gguf.errors import FileTrouble, Refused
+from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf import copy, stage
 from mrrope_gguf.gguf.copy import Copier
 from mrrope_gguf.gguf.edit import Edit
-from mrrope_gguf.gguf.index import open_gguf, open_split
+from mrrope_gguf.gguf.index import open_gguf
 from mrrope_gguf.gguf.pieces import Piece, Rows, Span
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.write import WriteReport, write_new
 from tests import edits
-from tests.edits import HEADS, Raw, left_in, model, sha256, tensors, write
+from tests.edits import Raw, left_in, model, sha256, tensors, write
 from tests.filesystems import mounted
-from tests.gguf_bytes import kv
 
 
 def write_extension(source: Path, dst: Path, *, permute: bool = False, tensor: bool = True, **how: Any) -> WriteReport:
@@ -418,106 +417,3 @@ def test_a_plan_notices_every_difference(source: Path) -> None:
         plan = edits.extended(Edit(opened)).plan()
         with open_gguf(source) as index, pytest.raises(FileTrouble, match="does not read back"):
             plan.check(index)
-
-
-# -- split models ------------------------------------------------------------------------------------------------------
-
-
-def split_model(directory: Path, count: int = 3) -> list[Path]:
-    """A model in shards: the header and the first layer in shard 1, a layer in each of the others."""
-    raw = model(n_layer=count)
-    per_shard = [raw.tensors[:5]] + [raw.tensors[1 + 4 * i : 5 + 4 * i] for i in range(1, count)]
-    out = []
-    for i, infos in enumerate(per_shard):
-        numbers = (
-            kv("split.no", 2, i.to_bytes(2, "little")),
-            kv("split.count", 2, count.to_bytes(2, "little")),
-        )
-        total = kv("split.tensors.count", 5, len(raw.tensors).to_bytes(4, "little"))
-        kvs = [*(raw.kvs if i == 0 else []), *numbers, total]
-        out.append(write(directory / f"m-{i + 1:05d}-of-{count:05d}.gguf", Raw(kvs, infos, seed=i)))
-    return out
-
-
-def hashes(paths: list[Path]) -> list[str]:
-    return [sha256(path) for path in paths]
-
-
-def test_only_shard_1_is_rewritten(tmp_path: Path) -> None:
-    shards = split_model(tmp_path)
-    report = write_extension(shards[1], tmp_path / "new-00001-of-00003.gguf")  # named by any shard
-    new = open_split(report.path)
-    assert [path.name for path in new] == [f"new-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
-    assert all(os.path.samefile(a, b) for a, b in zip(shards[1:], new[1:], strict=True))
-    with open_gguf(new[0]) as index:
-        assert index.get("split.tensors.count") == 14
-    revert(new[2], tmp_path / "back.gguf")
-    back = [tmp_path / f"back-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
-    assert hashes(back) == hashes(shards)
-
-
-def test_rows_are_reordered_in_every_shard(tmp_path: Path) -> None:
-    shards = split_model(tmp_path)
-    before = hashes(shards)
-    with Source.open(shards[0]) as opened:
-        edit = edits.extended(Edit(opened))
-        for i in range(3):
-            edit.permute_rows(f"blk.{i}.attn_q.weight", HEADS)
-        report = write_new(edit, tmp_path / "new.gguf")
-    new = open_split(report.path)
-    assert not any(os.path.samefile(a, b) for a, b in zip(shards, new, strict=True))
-    for old_shard, new_shard in zip(shards[1:], new[1:], strict=True):
-        old, now = tensors(old_shard), tensors(new_shard)
-        assert {name for name in old if old[name] != now[name]} == {n for n in old if "attn_q.weight" in n}
-    with Source.open(new[0]) as opened:  # extended again, without moving rows: as if from the original
-        again = open_split(write_new(edits.extended(Edit(opened)), tmp_path / "again.gguf").path)
-    assert hashes(again[1:]) == before[1:]
-    assert hashes([revert(new[0]).path, *new[1:]]) == before
-
-
-def test_shards_that_cannot_be_linked_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shards = split_model(tmp_path)
-
-    def refuse(*args: object) -> None:
-        raise OSError(errno.EXDEV, "another file system")
-
-    monkeypatch.setattr(os, "link", refuse)
-    new = open_split(write_extension(shards[0], tmp_path / "new.gguf").path)
-    assert hashes(new[1:]) == hashes(shards[1:])
-    assert not os.path.samefile(new[1], shards[1])
-
-
-@pytest.mark.parametrize("force", [True, False])
-def test_all_shards_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool) -> None:
-    shards = split_model(tmp_path)
-    if force:
-        for i in (1, 2, 3):
-            (tmp_path / f"new-{i:05d}-of-00003.gguf").write_text(f"precious {i}")
-    before = {path.name: sha256(path) for path in tmp_path.iterdir()}
-    calls: list[Path] = []
-    real = stage._publish_new
-
-    def fail_at_the_last(temp: Path, dst: Path) -> None:
-        calls.append(dst)
-        if len(calls) == 3:
-            raise OSError(errno.EIO, "the disk broke")
-        real(temp, dst)
-
-    monkeypatch.setattr(stage, "_publish_new", fail_at_the_last)
-    with pytest.raises(FileTrouble, match="cannot be written"):
-        write_extension(shards[0], tmp_path / "new.gguf", force=force)
-    assert len(calls) == 3
-    assert {path.name: sha256(path) for path in tmp_path.iterdir()} == before
-
-
-def test_one_existing_shard_is_enough_to_refuse(tmp_path: Path) -> None:
-    shards = split_model(tmp_path)
-    (tmp_path / "new-00003-of-00003.gguf").write_text("precious")
-    with pytest.raises(FileTrouble, match=r"new-00003-of-00003\.gguf: the file exists"):
-        write_extension(shards[0], tmp_path / "new.gguf")
-    assert len(left_in(tmp_path)) == 4
-
-
-def test_an_untouched_original_has_nothing_to_revert(tmp_path: Path) -> None:
-    with pytest.raises(Refused):
-        revert(split_model(tmp_path)[1])
