@@ -4,6 +4,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "gguf_cursor.h"
+
 namespace mrrope {
 
 const GgmlType ggml_types[GGML_TYPES] = {
@@ -22,37 +24,9 @@ namespace {
 
 constexpr uint32_t TYPE_U32 = 4, TYPE_STRING = 8, TYPE_ARRAY = 9, N_VALUE_TYPES = 13;
 constexpr uint8_t VALUE_SIZE[N_VALUE_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-constexpr uint64_t MAX_STRING = 1ull << 30, MAX_ARRAY = 1ull << 30;  // ggml's limits
+constexpr uint64_t MAX_ARRAY = 1ull << 30;  // ggml's limit
 constexpr uint64_t MIN_KV = 14, MIN_TENSOR = 24;  // bytes of the smallest records: a one-byte key with a u8; no name, no dims
 constexpr uint32_t MAX_DIMS = 4, MAX_NAME = 64;
-
-// The first 80 bytes of a name from the file, fit to print on a terminal.
-std::string printable(const uint8_t * text, uint64_t length) {
-    static const char hex[] = "0123456789abcdef";
-    std::string out;
-    for (uint64_t i = 0; i < std::min<uint64_t>(length, 80); ++i) {
-        const uint8_t c = text[i];
-        if (c >= 0x20 && c < 0x7f) {
-            out += char(c);
-        } else {
-            out += {'\\', 'x', hex[c >> 4], hex[c & 15]};
-        }
-    }
-    return length > 80 ? out + "..." : out;
-}
-
-// Little-endian whatever the host; compilers make one load of it.
-uint32_t load_u32(const uint8_t * p) {
-    return uint32_t(p[0]) | uint32_t(p[1]) << 8 | uint32_t(p[2]) << 16 | uint32_t(p[3]) << 24;
-}
-
-uint64_t load_u64(const uint8_t * p) {
-    return load_u32(p) | uint64_t(load_u32(p + 4)) << 32;
-}
-
-std::string number(uint64_t value) {
-    return std::to_string(value);
-}
 
 // x rounded up to a multiple of the power of two `alignment`; false if that does not fit 64 bits.
 bool pad_up(uint64_t x, uint64_t alignment, uint64_t * out) {
@@ -63,9 +37,9 @@ bool pad_up(uint64_t x, uint64_t alignment, uint64_t * out) {
     return true;
 }
 
-class Scanner {
+class Scanner : GgufCursor {
 public:
-    Scanner(const uint8_t * data, uint64_t size, uint64_t file_size) : data_(data), size_(size), file_size_(file_size) {}
+    Scanner(const uint8_t * data, uint64_t size, uint64_t file_size) : GgufCursor(data, size), file_size_(file_size) {}
 
     GgufHeader run() {
         read_preamble();
@@ -87,68 +61,6 @@ public:
     }
 
 private:
-    // --- errors -------------------------------------------------------------------------------------------------
-    void enter(const char * kind, uint64_t index) {
-        kind_ = kind;
-        record_ = index;
-        name_ = nullptr;
-    }
-
-    void named(const uint8_t * name, uint64_t length) {
-        name_ = name;
-        name_length_ = length;
-    }
-
-    // "version", "kv[3].key" or "tensor[2].dims[1] (blk.0.attn_q.weight)"
-    std::string field(const std::string & part) const {
-        if (kind_ == nullptr) {
-            return part;
-        }
-        std::string out = std::string(kind_) + "[" + number(record_) + "]." + part;
-        return name_ == nullptr ? out : out + " (" + printable(name_, name_length_) + ")";
-    }
-
-    [[noreturn]] void fail(uint64_t offset, const std::string & part, const std::string & what, const std::string & why,
-                           const std::string & fix = "") const {
-        throw GgufError{offset, field(part), what, why, fix};
-    }
-
-    // --- reading ------------------------------------------------------------------------------------------------
-    uint64_t left() const { return size_ - at_; }
-
-    void need(uint64_t n, const char * part) const {
-        if (n > left()) {
-            fail(at_, part, "the file ends too early", number(n) + " bytes needed, " + number(left()) + " left");
-        }
-    }
-
-    uint32_t u32(const char * part) {
-        need(4, part);
-        at_ += 4;
-        return load_u32(data_ + at_ - 4);
-    }
-
-    uint64_t u64(const char * part) {
-        need(8, part);
-        at_ += 8;
-        return load_u64(data_ + at_ - 8);
-    }
-
-    // Steps over a string's length and bytes; returns the length.
-    uint64_t string(const char * part) {
-        const uint64_t start = at_;
-        const uint64_t length = u64(part);
-        if (length > MAX_STRING) {
-            fail(start, part, "a string is longer than ggml allows", number(length) + " bytes, at most " + number(MAX_STRING));
-        }
-        if (length > left()) {
-            fail(start, part, "a string runs past the end of the file",
-                 number(length) + " bytes claimed, " + number(left()) + " left");
-        }
-        at_ += length;
-        return length;
-    }
-
     // --- the parts of a header ----------------------------------------------------------------------------------
     void read_preamble() {
         if (size_ < 4) {
@@ -253,7 +165,7 @@ private:
         for (uint64_t i = 0; i < n; ++i) {
             const uint64_t room = uint64_t(end - p);
             const uint64_t length = room >= 8 ? load_u64(p) : UINT64_MAX;
-            if (room < 8 || length > room - 8 || length > MAX_STRING) {
+            if (room < 8 || length > room - 8 || length > GGUF_MAX_STRING) {
                 at_ = uint64_t(p - data_);
                 string("value");  // says what is wrong
             }
@@ -434,11 +346,7 @@ private:
         return sum + padded;
     }
 
-    const uint8_t * data_;
-    uint64_t size_, file_size_, at_ = 0, n_tensors_ = 0, n_kv_ = 0;
-    const char * kind_ = nullptr;  // the record being read, for errors; null outside records
-    uint64_t record_ = 0, name_length_ = 0;
-    const uint8_t * name_ = nullptr;
+    uint64_t file_size_, n_tensors_ = 0, n_kv_ = 0;
     GgufHeader header_;
 };
 
