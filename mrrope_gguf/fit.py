@@ -10,6 +10,7 @@ from typing import Any
 from mrrope_gguf.compute_buffer import Dims, dims
 from mrrope_gguf.errors import Refused
 from mrrope_gguf.gguf.index import open_gguf, open_split
+from mrrope_gguf.gguf.source import require_no_journal
 from mrrope_gguf.kvcache import PAD, Cache, Memory, Setting, memory
 from mrrope_gguf.machine import MachineMemory, machine_memory
 from mrrope_gguf.text import printable
@@ -174,6 +175,7 @@ def fit(
 
 def read_model(path: str | os.PathLike[str]) -> Model:
     """Read the header of a model, and for their sizes those of its other shards."""
+    require_no_journal(Path(path))
     shards = open_split(path)
     weights = 0
     for shard in shards:

@@ -17,6 +17,7 @@ from .bound import LIMIT, bound, min_base
 from .errors import MrropeError
 from .facts import RopeFacts, obstacle, read_facts
 from .gguf.index import GGUFIndex, open_gguf, open_split
+from .gguf.source import require_no_journal
 from .gguf.types import GGML_TYPES
 from .stored_table import StoredTable, stored_table
 from .tables import RopeTable, rope_table
@@ -150,6 +151,7 @@ def inspect(path: str | os.PathLike[str], *, plot: str | os.PathLike[str] | None
     Returns an Inspection, also for files that cannot be extended or are no models (its `obstacle` says why). Raises
     BadFile for what is no GGUF, FileTrouble for what cannot be read or written.
     """
+    require_no_journal(Path(path))
     shards = open_split(path)
     with open_gguf(shards[0]) as index:
         found = _inspect(index, shards)

@@ -20,6 +20,7 @@ from mrrope_gguf.errors import DoesNotFit, EngineTrouble, Refused
 from mrrope_gguf.facts import LONG, ROPE_FREQS
 from mrrope_gguf.fit import Model, read_model, size
 from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
+from mrrope_gguf.gguf.source import require_no_journal
 from mrrope_gguf.gguf.types import GGML_TYPES, ggml_type
 from mrrope_gguf.header import Header
 from mrrope_gguf.kinds import known_architecture
@@ -135,6 +136,7 @@ def prefill(llm: Llama, tokens: Sequence[int], progress: Progress | None = None)
 
 
 def _read(path: Path) -> _File:
+    require_no_journal(Path(path))
     with open_gguf(path) as index:
         arch = known_architecture(index)
         header = Header(index, arch.name)
