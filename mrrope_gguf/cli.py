@@ -7,24 +7,30 @@ stdout is data, stderr is talk. Exit codes: 0 done, 1 an error said in three lin
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 from . import __version__
 from .errors import MrropeError
 
 _METHODS = ("mrrope-pro", "mrrope-uni", "yarn", "yarn-turns", "ntk", "linear", "llama3")
+_MAX_TOKENS = 2**31 - 1  # llama.cpp counts positions in int32
 _KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    _ready_streams()
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = _parsed(parser, argv)
     try:
-        return _run(parser, args)
+        code = _run(parser, args)
+        sys.stdout.flush()
+        return code
     except MrropeError as error:
         print(f"error: {error}", file=sys.stderr)
         return _debug(1)
@@ -32,8 +38,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return _debug(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
+    except OSError as error:
+        print(f"error: the system refused\n  why: {error}\n  fix: MRROPE_DEBUG=1 shows where", file=sys.stderr)
+        code = _debug(1)
+        _drop_output()
+        return code
+
+
+def _ready_streams() -> None:
+    """Make every name printable, and stand-ins for closed streams, lest a model file take their descriptor."""
+    if sys.stdout is None or sys.stderr is None:
+        while (spare := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest free number
+            pass
+        os.close(spare)
+        nowhere = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+def _drop_output() -> None:
+    """What stdout did not take must not be tried again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _debug(code: int) -> int:
@@ -54,6 +83,16 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     return int(run(args))
 
 
+def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments. Some argparse versions take no DST after an option (`extend SRC --scale 4 DST`): placed here."""
+    args, extra = parser.parse_known_args(argv)
+    if len(extra) == 1 and not extra[0].startswith("-") and getattr(args, "dst", extra) is None and args.model:
+        args.dst = extra.pop()
+    if extra:
+        parser.error(f"unrecognized arguments: {' '.join(extra)}")
+    return args
+
+
 def _place_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """`-m FILE` names the model; what argparse then took for the model is the destination."""
     if args.model_flag is not None:
@@ -62,8 +101,12 @@ def _place_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         if args.model is not None:
             args.dst = args.model
         args.model = args.model_flag
-    if args.model is None:
+    if not args.model:
         parser.error(f"{args.verb} needs a model file")
+    if "dst" in args and args.dst == "":
+        parser.error(f"{args.verb}: DST is empty")
+    if getattr(args, "radix", None) and args.method:
+        parser.error("extend: --radix brings a table of its own, leave --method out")
 
 
 def tokens(text: str) -> int:
@@ -75,9 +118,12 @@ def tokens(text: str) -> int:
     units = {"k": 1024, "m": 1 << 20}
     number, unit = (text[:-1], units[text[-1].lower()]) if text[-1:].lower() in units else (text, 1)
     try:
-        return int(float(number) * unit)
-    except ValueError:
+        n = int(float(number) * unit)
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens (try 32768 or 32k)") from None
+    if not 0 <= n <= _MAX_TOKENS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and {_MAX_TOKENS} tokens")
+    return n
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,7 +159,7 @@ def _add_extend(verbs: Verbs) -> None:
     size = p.add_mutually_exclusive_group()
     size.add_argument("-s", "--scale", type=float, metavar="S", help="new context / original context")
     size.add_argument("-c", "--ctx", type=tokens, metavar="N", help="the new context in tokens (64k, 131072)")
-    p.add_argument("--method", choices=_METHODS, default="mrrope-pro", help="default: %(default)s")
+    p.add_argument("--method", choices=_METHODS, help="default: mrrope-pro")
     p.add_argument("--beta-fast", type=float, default=32.0, metavar="F", help="default: 32 turns")
     p.add_argument("--beta-slow", type=float, default=1.0, metavar="F", help="default: 1 turn")
     p.add_argument("--attn-factor", type=float, metavar="F", help="temperature (default: by method, 0.1 ln S + 1)")
@@ -160,5 +206,5 @@ def _add_fit(verbs: Verbs) -> None:
 def _add_demo(verbs: Verbs) -> None:
     p = verbs.add_parser("demo", help="extend the demo model to 32K and show it working past its old window")
     p.add_argument("--out", default="demo", metavar="DIR", help="default: %(default)s")
-    p.add_argument("-c", "--ctx-size", type=tokens, default=16384, metavar="N", help="tokens read (default: 16k)")
+    p.add_argument("-c", "--ctx-size", type=tokens, default=12288, metavar="N", help="tokens read (default: 12k)")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="default: all cores")

@@ -18,7 +18,7 @@ from .gguf.edit import Edit
 from .gguf.source import Source
 from .gguf.types import F32
 from .naming import default_path
-from .tables import RopeTable, default_attn_factor, rescale, rope_table, stored_factors
+from .tables import RopeTable, default_attn_factor, rescale, rope_table, stored_factors, to_float32
 
 if TYPE_CHECKING:
     from .gguf.write import WriteReport
@@ -91,6 +91,8 @@ def extend(
 
     Returns an Extended. Raises BadFile, Refused or FileTrouble; the source is then as it was and no `dst` is left.
     """
+    if in_place and dst is not None:
+        raise _contradiction(Path(path), dst)
     with Source.open(path) as source:
         shard = source.path
         found = rope_facts(source.index)
@@ -101,9 +103,9 @@ def extend(
         keep_elastic = elastic and not facts.arch.static_only
         edit = _edit(source, found, table, target, how, keep_elastic)
         out = shard if in_place else Path(dst) if dst is not None else default_path(shard, target)
-        written = None if dry_run else _write(edit, out, dst, in_place, force, progress)
+        written = None if dry_run else _write(edit, out, in_place, force, progress)
         return Extended(
-            shard, out, found.arch.name, target, table, how, keep_elastic,
+            shard, written.path if written else out, found.arch.name, target, table, how, keep_elastic,
             source.was_extended, tuple(edit.keys_set), written,
         )  # fmt: skip
 
@@ -113,6 +115,8 @@ def choose_rendering(facts: RopeFacts, source: Source, wish: Wish) -> Rendering:
     arch, tensors = facts.arch, source.index.tensors
     if wish == "engine":
         return Rendering("engine", "asked for with --engine")
+    if wish == "auto" and source.current.arch != source.index.arch:
+        wish = "portable"  # it was re-expressed once; another table must not quietly make it an engine file
     if arch.longrope and (LONG in tensors or not arch.portable):
         why = f"stock llama.cpp reads {LONG} for architecture '{arch.name}' where n_ctx > {facts.n_ctx_orig}"
         return Rendering("portable", why, LONG)
@@ -181,9 +185,19 @@ def _table(
             radix=own.radix if own else None, lead=own.lead if own else 1.0,
         )  # fmt: skip
         table = rescale(table, wanted)
-        return table if attn_factor is None else replace(table, attn_factor=attn_factor)
+        table = table if attn_factor is None else replace(table, attn_factor=attn_factor)
+        _check_stored(table)
+        return table
     except ValueError as error:
         raise Refused(f"{path.name}: no table can be made", why=str(error), fix="change that number") from None
+
+
+def _check_stored(table: RopeTable) -> None:
+    """Raise ValueError for a number that a file, which holds float32, could only keep as 0 or infinity."""
+    file_factors(table)
+    for name in ("beta_fast", "beta_slow", "attn_factor", "lead"):
+        if not to_float32(getattr(table, name)) > 0.0:
+            raise ValueError(f"{name} is {getattr(table, name)!r}, and the smallest float32 is 1.4e-45")
 
 
 def _own_table(radix: str | Path, facts: RopeFacts) -> RadixFile:
@@ -204,9 +218,10 @@ def _scale(facts: RopeFacts, path: Path, scale: float | None, n_ctx: int | None,
             fix=f"--scale 4 (to {4 * facts.n_ctx_orig} tokens) or --ctx {4 * facts.n_ctx_orig}",
         )
     if not 1.0 < scale <= _MAX_CTX / facts.n_ctx_orig:
+        wish = f"{scale:g} times" if n_ctx is None else f"to {n_ctx} tokens"
         raise Refused(
-            f"{path.name}: cannot be extended {scale:g} times",
-            why=f"it remembers {facts.n_ctx_orig} tokens; the new context must be longer and below {_MAX_CTX} tokens",
+            f"{path.name}: cannot be extended {wish}",
+            why=f"it remembers {facts.n_ctx_orig} tokens; the new context must be longer, up to {_MAX_CTX} tokens",
             fix=f"--scale above 1, or --ctx above {facts.n_ctx_orig}",
         )
     return scale
@@ -266,19 +281,17 @@ def _put_factors(edit: Edit, source: Source, tensor: str, n_freqs: int, factors:
     edit.replace_tensor(tensor, data + bytes(source.index.tensor_bytes(tensor)[len(data) :]))
 
 
-def _write(
-    edit: Edit, out: Path, dst: str | Path | None, in_place: bool, force: bool, progress: Progress | None
-) -> WriteReport:
-    if not in_place:
-        from .gguf.write import write_new
+def _contradiction(path: Path, dst: str | Path) -> Refused:
+    return Refused(
+        f"{path.name}: --in-place and DST {dst} contradict each other",
+        why="in place means that the model file itself is changed",
+        fix="leave one of them out",
+    )
 
-        return write_new(edit, out, force=force, progress=progress)
-    if dst is not None:
-        raise Refused(
-            f"{out.name}: --in-place and DST {dst} contradict each other",
-            why="in place means that the model file itself is changed",
-            fix="leave one of them out",
-        )
-    from .gguf.write import write_in_place
 
-    return write_in_place(edit, progress=progress)
+def _write(edit: Edit, out: Path, in_place: bool, force: bool, progress: Progress | None) -> WriteReport:
+    from .gguf.write import write_in_place, write_new
+
+    if in_place:
+        return write_in_place(edit, progress=progress)
+    return write_new(edit, out, force=force, progress=progress)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-_CONTEXT = re.compile(r"-ContextLength\d+[km]?(?=[-.]|$)", re.IGNORECASE)
+_CONTEXT = re.compile(r"[- ]ContextLength\d+[km]?(?=[-. ]|$)", re.IGNORECASE)
 # 8B, 270m, 1.5B, 8x7B, 0.6b; then further size attributes such as -A3B
 _SIZE = re.compile(r"[-_]\d+(?:x\d+)?(?:\.\d+)?[KMBTQ](?:[-_]A\d+(?:\.\d+)?[KMBTQ])?(?=[-_.]|$)", re.IGNORECASE)
 _ENCODING = re.compile(r"[-_.](?:I?Q\d\w*|TQ\d\w*|MXFP4\w*|BF16|F16|F32|FP16)$", re.IGNORECASE)

@@ -62,7 +62,8 @@ def _load(path: Path) -> Any:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise FileTrouble(f"{path.name}: cannot be read", why=str(error), fix="--radix takes a JSON file") from None
+        name = path.name or path
+        raise FileTrouble(f"{name}: cannot be read", why=str(error), fix="--radix takes a JSON file") from None
     except UnicodeDecodeError as error:
         raise _no_table(path, f"it is not text: {error}") from None
     try:
@@ -85,7 +86,8 @@ def _longrope(document: dict[str, Any]) -> dict[str, Any] | None:
 def _from_longrope(path: Path, document: dict[str, Any], rope: dict[str, Any], n_pairs: int | None) -> RadixFile:
     """LongRoPE's long array; scale and temperature by its own rules (arXiv 2402.13753; transformers' config keys)."""
     factors = _numbers(path, "long_factor", rope["long_factor"], n_pairs)
-    outer = {**document.get("text_config", {}), **document, **rope}
+    text = document.get("text_config")
+    outer = {**(text if isinstance(text, dict) else {}), **document, **rope}
     target, original = outer.get("max_position_embeddings"), outer.get("original_max_position_embeddings")
     scale = _scale(path, outer.get("factor"))
     if original is not None:

@@ -39,7 +39,7 @@ def stored_table(index: GGUFIndex, facts: RopeFacts) -> StoredTable | None:
     kept = _Kept(index, facts.arch.name, facts.mrrope)
     method = kept.text("method")
     table = _table(kept, facts, method)
-    rendering = _rendering(index, facts)
+    rendering = _rendering(index, facts, table)
     warnings = [
         *_version_warnings(kept, method),
         *_table_warnings(facts, table),
@@ -128,10 +128,17 @@ def _made(facts: RopeFacts, method: str, settings: dict[str, float]) -> RopeTabl
     )  # fmt: skip
 
 
-def _rendering(index: GGUFIndex, facts: RopeFacts) -> str:
-    if facts.arch.portable and ROPE_FREQS in index.tensors:
-        return "rope_freqs"
-    return "long" if facts.arch.longrope and LONG in index.tensors else "engine"
+_TENSORS = {"rope_freqs": ROPE_FREQS, "long": LONG}
+
+
+def _rendering(index: GGUFIndex, facts: RopeFacts, table: RopeTable) -> str:
+    """What carries the factors. A file for the patched engine may still hold the tensor its model came with."""
+    possible = {"rope_freqs": facts.arch.portable, "long": facts.arch.longrope}
+    for rendering, name in _TENSORS.items():
+        if possible[rendering] and name in index.tensors:
+            falls_back = facts.scaling_type in ("yarn", "linear") and facts.scaling_factor != 1.0
+            return "engine" if falls_back and _factor_warnings(index, table, rendering) else rendering
+    return "engine"
 
 
 def _version_warnings(kept: _Kept, method: str) -> list[str]:
@@ -157,7 +164,7 @@ def _table_warnings(facts: RopeFacts, table: RopeTable) -> list[str]:
 
 def _factor_warnings(index: GGUFIndex, table: RopeTable, rendering: str) -> list[str]:
     """Whether the tensor that stock reads holds the factors of the metadata."""
-    name = {"rope_freqs": ROPE_FREQS, "long": LONG}.get(rendering)
+    name = _TENSORS.get(rendering)
     if name is None:
         return []
     tensor = index.tensors[name]

@@ -276,9 +276,12 @@ def rescale(table: RopeTable, scale: float) -> RopeTable:
 
     A method is asked again. A custom table follows factors(S') = factors(S)**(ln S' / ln S), which is what ntk,
     mrrope-uni and mrrope-pro do of themselves. An attn_factor of one's own moves linearly in ln S, as YaRN's does.
-    Raises ValueError for scale < 1, and for a custom table that was made at scale 1 (it has no direction).
+    Raises ValueError for scale < 1, for a custom table that was made at scale 1 (it has no direction), and for one
+    whose factors overflow on the way.
     """
     _check_scale(scale)
+    if scale == table.scale:
+        return table
     power = _power(table, scale)
     plain = table.attn_factor == default_attn_factor(table.method, table.scale)
     attn = default_attn_factor(table.method, scale) if plain else 1.0 + (table.attn_factor - 1.0) * power
@@ -287,7 +290,10 @@ def rescale(table: RopeTable, scale: float) -> RopeTable:
             table.method, n_rot=table.n_rot, freq_base=table.freq_base, n_ctx_orig=table.n_ctx_orig, scale=scale,
             beta_fast=table.beta_fast, beta_slow=table.beta_slow, base_factors=table.base_factors, attn_factor=attn,
         )  # fmt: skip
-    factors = [f**power for f in table.factor_values]
+    try:
+        factors = list(_positive("factors", [f**power for f in table.factor_values], len(table.factor_values)))
+    except OverflowError:
+        raise ValueError(f"a custom table of scale {table.scale:g} cannot be moved as far as {scale:g}") from None
     return replace(
         table, scale=float(scale), attn_factor=attn, lead=factors[0], factor_values=tuple(factors),
         radix_values=tuple(factors_to_radix(factors)),
@@ -295,9 +301,7 @@ def rescale(table: RopeTable, scale: float) -> RopeTable:
 
 
 def _power(table: RopeTable, scale: float) -> float:
-    """ln S' / ln S, and 1 where nothing changes."""
-    if scale == table.scale:
-        return 1.0
+    """ln S' / ln S, and 1 for a method, which is asked again, at scale 1."""
     if table.scale > 1.0:
         return math.log(scale) / math.log(table.scale)
     if table.method == "custom":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .progress import Bar
+from .text import printable
 
 if TYPE_CHECKING:
     from .extend import Extended
@@ -27,9 +29,10 @@ def extend(args: argparse.Namespace) -> int:
 
     with Bar("copying", _MB) as bar:
         done = run(
-            args.model, args.dst, scale=args.scale, n_ctx=args.ctx, method=args.method, beta_fast=args.beta_fast,
-            beta_slow=args.beta_slow, attn_factor=args.attn_factor, radix=args.radix, rendering=args.rendering,
-            elastic=args.elastic, in_place=args.in_place, dry_run=args.dry_run, force=args.force, progress=bar,
+            args.model, args.dst, scale=args.scale, n_ctx=args.ctx, method=args.method or "mrrope-pro",
+            beta_fast=args.beta_fast, beta_slow=args.beta_slow, attn_factor=args.attn_factor, radix=args.radix,
+            rendering=args.rendering, elastic=args.elastic, in_place=args.in_place, dry_run=args.dry_run,
+            force=args.force, progress=bar,
         )  # fmt: skip
     for line in _told(done):
         _say(line)
@@ -93,7 +96,7 @@ def _told(done: Extended) -> list[str]:
     t = done.table
     verb = "would write" if done.written is None else "wrote"
     lines = [
-        f"{done.source.name}: {done.arch}, {t.n_ctx_orig} tokens -> {done.n_ctx}",
+        f"{printable(done.source.name)}: {done.arch}, {t.n_ctx_orig} tokens -> {done.n_ctx}",
         f"  table      {t.method}, S = {t.scale:g}, pairs {t.d_l} to {t.d_h} of {t.n_rot // 2}, "
         f"attn_factor {t.attn_factor:.4f}",
         f"  rendering  {done.rendering.kind}: {done.rendering.why}",
@@ -104,11 +107,11 @@ def _told(done: Extended) -> list[str]:
         lines.append("             a LoRA made for the original does not fit this file")
     if done.replaced:
         lines.append("  replaces   the table this file was extended with before")
-    lines.append(f"  {verb:<10} {done.path.name}{', ' + _how(done.written) if done.written else ''}")
+    lines.append(f"  {verb:<10} {printable(done.path.name)}{', ' + _how(done.written) if done.written else ''}")
     if done.written is None:
         lines.append(f"  keys       {', '.join(done.keys)}")
     else:
-        lines.append(f"  undo       mrrope revert {done.path.name}")
+        lines.append(f"  undo       mrrope revert {printable(shlex.quote(str(done.path)), limit=1000)}")
     return lines
 
 

@@ -278,3 +278,13 @@ def test_smollm2(smollm2: Path) -> None:
     assert data["file"]["quantisation"] == "Q4_1"
     assert data["file"]["n_parameters"] == 134515008
     assert data["engines"]["extend"].startswith("makes a portable file")
+
+
+@pytest.mark.parametrize("keys", [{}, {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}])
+@pytest.mark.parametrize(("rendering", "carrier"), [("engine", "engine"), ("auto", "rope_freqs")])
+def test_engine_file_that_keeps_its_models_own_rope_freqs(
+    extended: Extended, keys: dict[str, object], rendering: str, carrier: str
+) -> None:
+    found = extended(rope_freqs=[1, 1, 2, 4, 8, 8, 8, 8], extra=keys, rendering=rendering)
+    assert found.stored is not None
+    assert (found.stored.rendering, found.warnings) == (carrier, ())
