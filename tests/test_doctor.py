@@ -115,9 +115,9 @@ def test_another_release_of_the_binding(monkeypatch: pytest.MonkeyPatch) -> None
     assert report.next.endswith("pip install llama-cpp-python==0.3.99")
 
 
+@pytest.mark.engine
 def test_a_library_that_does_not_load(tmp_path: Path) -> None:
     """LLAMA_CPP_LIB_PATH names a folder without a library: the report says so, and how to get out of it."""
-    pytest.importorskip("llama_cpp")
     code = "from mrrope_gguf.doctor import doctor; r = doctor(); print(r['llama-cpp-python'].status, r.next, sep='\\n')"
     found = _run(code, LLAMA_CPP_LIB_PATH=str(tmp_path))
     status, command = found.splitlines()

@@ -99,6 +99,7 @@ def test_perplexity_that_explodes_is_cut_and_says_so(drawn: list[Any], tmp_path:
 
 
 def test_perplexity_of_one_short_bucket(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
     plot_perplexity({"one": ([1], [5.0])}, 8192, tmp_path / "p.png")
     assert is_png(tmp_path / "p.png")
 

@@ -53,6 +53,11 @@ def rewrite(path: Path, dst: Path, factors: Sequence[float] | None = None, attn:
     return how
 
 
+def quantised(dtype: str) -> Any:
+    """A parameter of a test that needs libllama for nothing but its quantiser."""
+    return pytest.param(dtype, marks=pytest.mark.engine)
+
+
 def gap(a: object, b: object) -> float:
     return float(np.abs(np.asarray(a) - np.asarray(b)).max())
 
@@ -251,7 +256,7 @@ def test_split_model_moves_rows_in_every_shard(tmp_path: Path) -> None:
     assert {p.name: p.read_bytes() for p in tmp_path.glob("s-*.gguf")} == before
 
 
-@pytest.mark.parametrize("dtype", ["f32", "q4_0", "q4_K", "iq3_s"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", *map(quantised, ["q4_0", "q4_K", "iq3_s"])])
 def test_only_rows_of_q_and_k_move(tmp_path: Path, dtype: str) -> None:
     """With the gguf package as oracle: q and k are their old rows in the new order, every other tensor is untouched."""
     path = tiny.make(tmp_path / "m.gguf", "qwen2", dtype=dtype, **WIDE)
@@ -285,7 +290,7 @@ def test_qwen1_feed_forward_length_is_halved(tmp_path: Path) -> None:
         assert index.get("exaone.feed_forward_length") == 128
 
 
-@pytest.mark.parametrize("dtype", ["f32", "q4_K"])
+@pytest.mark.parametrize("dtype", ["f32", quantised("q4_K")])
 @pytest.mark.parametrize("arch", [*NEOX, *NORM])
 def test_revert_gives_the_original_back(tmp_path: Path, arch: str, dtype: str) -> None:
     path = tiny.make(tmp_path / "m.gguf", arch, dtype=dtype, **WIDE)
