@@ -83,11 +83,11 @@ minicpm3         neox  long                 # MLA: RoPE on a slice of each head
     "C": """
 llada            norm  nocache              # diffusion
 falcon-h1        neox                       # hybrid
-pangu-embedded   neox
+pangu-embedded   neox                       # llama's function with other pairs: can be re-expressed
 cogvlm           neox  nohook               # plain ggml_rope: base 10000, no factors, whatever the file says
 """,
     "D": """
-bailingmoe       norm
+bailingmoe       norm                       # granitemoe's function if its expert weights are normalised: re-expressed
 deepseek         norm
 graniteswitch    norm                       # no RoPE at all when rope.scaling.finetuned is false
 hunyuan-moe      neox  static renorm
@@ -98,7 +98,7 @@ cohere2          norm  swa:only
 cohere2moe       norm  swa:only             # the leading dense layers have full attention and RoPE
 """,
     "E": """
-qwen             neox
+qwen             neox                       # exaone's function: can be re-expressed
 qwen2            neox                       # llama's function with other pairs: can be re-expressed
 qwen2moe         neox
 qwen3            neox
@@ -149,7 +149,7 @@ maincoder        norm  static renorm
 chameleon        norm
 ernie4_5         norm                       # llama's function: can be re-expressed
 ernie4_5-moe     norm
-baichuan         norm                       # 40 layers (13B): ALiBi instead of RoPE
+baichuan         norm                       # 32 layers (7B): can be re-expressed as llama; 40 (13B): ALiBi, no RoPE
 chatglm          norm                       # partial rotary
 glm4             norm                       # partial rotary; mrope with sections
 smollm3          norm                       # no RoPE in every 4th layer

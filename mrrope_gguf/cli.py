@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from . import __version__
 from .errors import MrropeError
+from .text import printable
 
 _METHODS = ("mrrope-pro", "mrrope-uni", "yarn", "yarn-turns", "ntk", "linear", "llama3")
 _MAX_TOKENS = 2**31 - 1  # llama.cpp counts positions in int32
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except MrropeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_shown(str(error))}", file=sys.stderr)
         return _debug(1)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -58,6 +59,11 @@ def _ready_streams() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
+
+
+def _shown(message: str) -> str:
+    """A message whose file names cannot command the terminal."""
+    return "\n".join(printable(line, limit=2000) for line in message.split("\n"))
 
 
 def _drop_output() -> None:

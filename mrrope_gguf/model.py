@@ -27,6 +27,7 @@ from mrrope_gguf.kinds import known_architecture
 from mrrope_gguf.kvcache import Setting
 from mrrope_gguf.layers import window
 from mrrope_gguf.machine import machine_memory
+from mrrope_gguf.reexpress import moves_rows
 from mrrope_gguf.text import printable
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class _File:
     """What `load` must know about a file before llama.cpp sees it."""
 
     path: Path
+    arch: str
     n_ctx: int
     scaling_type: str
     method: str | None
@@ -143,6 +145,7 @@ def _read(path: Path) -> _File:
         tensor = (arch.portable and ROPE_FREQS in index.tensors) or (arch.longrope and LONG in index.tensors)
         return _File(
             path=path,
+            arch=arch.name,
             n_ctx=header.u32("context_length", 0),
             scaling_type=header.text("rope.scaling.type", "none"),
             method=_optional(index, "mrrope.method"),
@@ -176,10 +179,12 @@ def _context(file: _File, n_ctx: int | None, past_window: bool) -> int:
 
 def _check_lora(file: _File, llama_kwargs: dict[str, Any]) -> None:
     if file.reexpressed_from and llama_kwargs.get("lora_path"):
+        origin = f"it was re-expressed from '{printable(file.reexpressed_from)}' as '{file.arch}'"
         raise Refused(
             f"{file.name}: a LoRA cannot be used with this file",
-            why=f"it was re-expressed from {file.reexpressed_from}: rows of attn_q and attn_k lie in another order "
-            "than in the model the LoRA was made for",
+            why=f"{origin}: rows of attn_q and attn_k lie in another order than in the model the LoRA was made for"
+            if moves_rows(file.reexpressed_from, file.arch)
+            else f"{origin}, and llama.cpp refuses a LoRA made for a model of another architecture",
             fix="merge the LoRA into the original first, then `mrrope extend --portable`",
         )
 

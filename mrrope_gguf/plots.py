@@ -193,7 +193,9 @@ def _finish(figure: Any, axes: Any, title: str, path: str | Path, legend: str = 
     axes.set_title(title, loc="left", color=_INK, fontsize=12.5, fontweight="bold", pad=12)
     axes.legend(loc=legend, frameon=True, framealpha=0.9, edgecolor="none", fontsize=10, labelcolor=_INK)
     try:
+        if not Path(path).suffix:  # matplotlib would write to another name
+            raise ValueError("it has no suffix that names a picture format")
         figure.savefig(path)
     except (OSError, ValueError) as error:  # ValueError: a suffix that names no picture format
         fix = "choose another place for it, with a name that ends in .png, .svg or .pdf"
-        raise FileTrouble(f"{Path(path).name}: the plot cannot be written", why=str(error), fix=fix) from None
+        raise FileTrouble(f"{Path(path).name or path}: the plot cannot be written", why=str(error), fix=fix) from None

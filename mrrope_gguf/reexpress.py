@@ -78,7 +78,7 @@ class Reexpression:
     @property
     def moves_rows(self) -> bool:
         """Whether rows of attn_q and attn_k move, so that a LoRA made for the original no longer fits them."""
-        return RULES[self.arch_from].neox and self.arch_to == "llama"
+        return moves_rows(self.arch_from, self.arch_to)
 
     def apply(self, edit: Edit, index: GGUFIndex) -> None:
         """Rename the keys in `edit` and move the rows, in every shard of a split model. `index`: as given to `target`.
@@ -119,6 +119,15 @@ class Reexpression:
                 edit.permute_rows(name, RowPermutation(n_head, n_rot=dim, head_dim=dim))
 
 
+def moves_rows(arch_from: str, arch_to: str) -> bool:
+    """Whether rows of attn_q and attn_k move when arch_from becomes arch_to; False for names not in RULES.
+
+    >>> moves_rows("qwen2", "llama"), moves_rows("qwen", "exaone"), moves_rows("xverse", "llama")
+    (True, False, False)
+    """
+    return arch_from in RULES and RULES[arch_from].neox and arch_to == "llama"
+
+
 def target(index: GGUFIndex, shards: Sequence[GGUFIndex] = ()) -> Reexpression | None:
     """The stock-factor architecture that computes this model's very function, or None: `why_not` then says why.
 
@@ -129,7 +138,7 @@ def target(index: GGUFIndex, shards: Sequence[GGUFIndex] = ()) -> Reexpression |
         return None
     to = _arch_to(index, arch)
     why = "the same graph under another name"
-    if RULES[arch].neox and to == "llama":
+    if moves_rows(arch, to):
         why = "the same graph with other rotary pairs, so the rows of attn_q and attn_k change places"
     return Reexpression(arch, to, why, _heads(index, arch))
 
@@ -225,7 +234,7 @@ def _tensor_problems(file: GGUFIndex, arch: str, to: str, heads: Heads) -> Itera
     known = {f"{name}.weight" for name in PLAIN + QKV + rule.weights} | {f"{name}.bias" for name in QKV}
     if to == rule.to:
         known |= {f"{name}.bias" for name in rule.biases}
-    if rule.neox and to == "llama":
+    if moves_rows(arch, to):
         known -= {"attn_qkv.weight", "attn_qkv.bias"}
     rows = {"attn_q": heads.n_head, "attn_k": heads.n_head_kv}
     for name, tensor in file.tensors.items():

@@ -114,8 +114,9 @@ def test_control_characters_in_names_are_not_printed(tmp_path: Path, capsys: pyt
         source = tiny.make(tmp_path / "a\x1b[31m.gguf")
     except OSError:
         pytest.skip("this file system has no such names")
-    assert main(["extend", str(source), "--scale", "4"]) == 0
-    assert "\x1b" not in capsys.readouterr().err
+    for scale, code in (("4", 0), ("0", 1)):
+        assert main(["extend", str(source), "--scale", scale]) == code
+        assert "\x1b" not in capsys.readouterr().err
 
 
 def _mrrope(redirect: str, *words: str, **env: str) -> subprocess.CompletedProcess[bytes]:
@@ -152,3 +153,14 @@ def test_names_that_the_terminal_cannot_show(tmp_path: Path, encoding: str) -> N
     for words in (["inspect"], ["fit"], ["extend", "--scale", "4"]):
         run = _mrrope("", words[0], str(model), *words[1:], PYTHONIOENCODING=encoding)
         assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("name", [".", "", "plot"])
+def test_a_plot_is_written_where_it_is_asked_for_or_not_at_all(
+    model: Path, monkeypatch: pytest.MonkeyPatch, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(model.parent)
+    assert main(["inspect", str(model), "--plot", name]) == 1
+    assert "the plot cannot be written" in capsys.readouterr().err
+    assert os.listdir() == ["tiny.gguf"]

@@ -220,8 +220,17 @@ def test_a_lora_for_another_order_of_rows(tmp_path: Path) -> None:
     path = tiny.make(tmp_path / "m.gguf", n_ctx=256, extra=extra)
     with pytest.raises(Refused, match="LoRA") as caught:
         load(path, lora_path="adapter.gguf")
-    assert "re-expressed from qwen2" in caught.value.why
+    assert "re-expressed from 'qwen2' as 'llama'" in caught.value.why
+    assert "another order" in caught.value.why
     load(path)
+
+
+def test_a_lora_for_another_architecture_with_the_same_rows(tmp_path: Path) -> None:
+    path = tiny.make(tmp_path / "m.gguf", extra={"rope.scaling.mrrope.reexpressed_from": "internlm2"})
+    with pytest.raises(Refused, match="LoRA") as caught:
+        load(path, lora_path="adapter.gguf")
+    assert "another order" not in caught.value.why
+    assert "another architecture" in caught.value.why
 
 
 def test_a_scaling_type_that_would_end_the_process(tmp_path: Path) -> None:
