@@ -21,6 +21,7 @@ from mrrope_gguf.gguf.edit import Edit
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.types import ValueType
 from mrrope_gguf.gguf.undo import RowPermutation
+from mrrope_gguf.gguf.write import WriteReport, write_new
 from tests import gguf_bytes as g
 
 FACTORS = bytes(range(256)) * 2
@@ -124,6 +125,11 @@ def extended(edit: Edit, *, n_ctx: int = 256, tensor: bool = True, permute: bool
 def plain_extension(path: Path, **how: Any) -> Edit:
     """An edit of a file just opened, which the caller need not close."""
     return extended(Edit(Source.open(path)), **how)
+
+
+def write_extension(source: Path, dst: Path, *, permute: bool = False, tensor: bool = True, **how: Any) -> WriteReport:
+    with Source.open(source) as opened:
+        return write_new(extended(Edit(opened), permute=permute, tensor=tensor), dst, **how)
 
 
 def records(path: Path) -> dict[str, bytes]:

@@ -16,8 +16,7 @@ from mrrope_gguf.gguf.index import open_gguf, open_split
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.write import write_new
 from tests import edits
-from tests.edits import HEADS, hashes, left_in, sha256, split_model, tensors
-from tests.test_write import write_extension
+from tests.edits import HEADS, hashes, left_in, sha256, split_model, tensors, write_extension
 
 
 def test_only_shard_1_is_rewritten(tmp_path: Path) -> None:
