@@ -146,6 +146,9 @@ def _member(archive: Path, part: Part) -> Iterator[IO[bytes]]:
                     raise KeyError(part.member)
                 with member:
                     yield member
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        fix = "check the network, then run the same command again"
+        raise MrropeError(f"{archive.name}: cannot be unpacked", why=str(error), fix=fix) from error
     except KeyError as error:
         raise MrropeError(
             f"{archive.name}: holds no {part.member}",

@@ -162,8 +162,10 @@ def fit(
 
     The caches are what llama.cpp allocates, byte for byte; weights are the tensors' bytes of all shards; the compute
     buffer is an estimate (see compute_buffer). Types are ggml's names: f16, q8_0, q4_0, ...
-    Raises BadFile, FileTrouble, and Refused where the model cannot have such a cache.
+    Raises BadFile, FileTrouble, Refused where the model cannot have such a cache, ValueError for a negative n_ctx.
     """
+    if n_ctx is not None and n_ctx < 0:
+        raise ValueError(f"n_ctx must be 0 (the file's own) or more, got {n_ctx}")
     model = read_model(path)
     setting = Setting(
         n_ctx or model.n_ctx_train, type_k, type_v, n_batch, n_ubatch, n_seq_max, flash_attn, swa_full, kv_unified
