@@ -259,10 +259,18 @@ def _edit(source: Source, found: RopeFacts, table: RopeTable, n_ctx: int, how: R
         if how.tensor == LONG and table.base_factors is not None:
             _put_factors(edit, source, SHORT, found.n_freqs, list(table.base_factors))
         return edit
-    merged = found.existing_scaling if found.existing_scaling and found.existing_scaling.mergeable else None
-    factor = table.scale * (merged.factor if merged else 1.0)
-    metadata.write_fallback(edit, arch, "linear" if merged else "yarn", factor)
+    metadata.write_fallback(edit, arch, *_fallback(found, source, table))
     return edit
+
+
+def _fallback(found: RopeFacts, source: Source, table: RopeTable) -> tuple[str, float]:
+    """The scaling (type, factor) that stock applies to a file for the patched engine."""
+    existing = found.existing_scaling
+    if found.arch.longrope and LONG in source.index.tensors:
+        return "longrope", 1.0  # its loader reads the tensors the file came with under this type alone
+    if existing and existing.mergeable:
+        return "linear", table.scale * existing.factor
+    return "yarn", table.scale
 
 
 def file_factors(table: RopeTable) -> list[float]:

@@ -15,7 +15,7 @@ from typing import Any
 from .architectures import architecture
 from .bound import LIMIT, bound, min_base
 from .errors import MrropeError
-from .facts import RopeFacts, obstacle, read_facts
+from .facts import ROPE_FREQS, RopeFacts, obstacle, read_facts
 from .gguf.index import GGUFIndex, open_gguf, open_split
 from .gguf.source import require_no_journal
 from .gguf.types import GGML_TYPES
@@ -252,9 +252,9 @@ def _warnings(index: GGUFIndex, facts: RopeFacts, stored: StoredTable | None) ->
     if facts.arch.draft:
         warnings.append("a draft model: extend it by the same table as the model it drafts for")
     known = architecture(facts.arch.name)
-    if "rope_freqs.weight" in index.tensors and known and not known.portable:
+    if ROPE_FREQS in index.tensors and known and not known.portable:
         does = "ignores its factors" if facts.arch.group == "C" else "does not expect it and will not load the file"
-        warnings.append(f"the file holds rope_freqs.weight, but stock llama.cpp {does} for '{facts.arch.name}'")
+        warnings.append(f"the file holds {ROPE_FREQS}, but stock llama.cpp {does} for '{facts.arch.name}'")
     return warnings
 
 

@@ -12,9 +12,9 @@ from .gguf.edit import Edit
 from .gguf.index import GGUFIndex
 from .gguf.types import ValueType
 from .naming import context_label, with_context
+from .stored_table import VERSION
 from .tables import RopeTable
 
-VERSION = 1
 _TAGS = ("long-context", "mrrope")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf import engine
 from mrrope_gguf.errors import DoesNotFit, EngineTrouble, Refused
-from mrrope_gguf.facts import LONG, ROPE_FREQS
+from mrrope_gguf.facts import LONG, ROPE_FREQS, SCALING_TYPES
 from mrrope_gguf.fit import Model, read_model, size
 from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
 from mrrope_gguf.gguf.source import require_no_journal
@@ -46,7 +46,6 @@ INHERIT = {
     "rope_freq_scale": 0.0,
     "rope_scaling_type": -1,
 }
-SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 
 
 @dataclass(frozen=True)

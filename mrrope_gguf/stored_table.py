@@ -136,7 +136,7 @@ def _rendering(index: GGUFIndex, facts: RopeFacts, table: RopeTable) -> str:
     possible = {"rope_freqs": facts.arch.portable, "long": facts.arch.longrope}
     for rendering, name in _TENSORS.items():
         if possible[rendering] and name in index.tensors:
-            falls_back = facts.scaling_type in ("yarn", "linear") and facts.scaling_factor != 1.0
+            falls_back = index.find(f"{facts.arch.name}.rope.scaling.factor") is not None
             return "engine" if falls_back and _factor_warnings(index, table, rendering) else rendering
     return "engine"
 

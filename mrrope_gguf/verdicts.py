@@ -43,6 +43,8 @@ def _stock(facts: RopeFacts, stored: StoredTable) -> str:
                 f"does not know this table: it falls back to its own {facts.scaling_type} scaling of factor "
                 f"{facts.scaling_factor:g}, up to {n_ctx} tokens"
             )
+        if facts.scaling_type == "longrope":
+            return f"does not know this table: it runs with the longrope factors it came with, up to {n_ctx} tokens"
         return f"does not know this table: it runs with plain angles, which are good for {original} tokens"
     leak = {"factors": "; sliding-window layers are stretched too", "attn_factor": ""}.get(facts.arch.leak, "")
     if facts.arch.leak == "attn_factor" and stored.table.attn_factor != 1.0:

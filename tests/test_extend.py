@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
-from mrrope_gguf import Refused, extend, revert, rope_table
+from mrrope_gguf import EngineTrouble, Refused, extend, inspect, load, revert, rope_table
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.extend import file_factors
 from tests import tiny
@@ -141,6 +141,22 @@ def test_trained_longrope_is_refused_without_force(tmp_path: Path) -> None:
     done = extend(src, scale=4, force=True)
     assert done.rendering.tensor == "rope_factors_long.weight"
     assert contents(done.path)["llama.rope.scaling.type"] == "longrope"
+    assert sha256(revert(done.path, tmp_path / "back.gguf").path) == sha256(src)
+
+
+@pytest.mark.engine
+def test_trained_longrope_for_the_patched_engine_loads_in_stock(tmp_path: Path) -> None:
+    """Its loader reads the model's own long and short factors under type longrope alone."""
+    own = {f"rope_factors_{kind}.weight": np.full(8, 1.5, np.float32) for kind in ("long", "short")}
+    keys = {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 32}
+    src = tiny.make(tmp_path / "m.gguf", "minicpm", extra=keys, tensors=own)
+    done = extend(src, tmp_path / "e.gguf", scale=4, rendering="engine", force=True)
+    assert np.isfinite(tiny.logits(done.path, TOKENS)).all()
+    found = inspect(done.path)
+    assert found.stored is not None
+    assert (found.stored.rendering, found.warnings) == ("engine", ())
+    with pytest.raises(EngineTrouble, match="needs the patched engine"):
+        load(done.path)
     assert sha256(revert(done.path, tmp_path / "back.gguf").path) == sha256(src)
 
 
