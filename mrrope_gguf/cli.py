@@ -213,4 +213,5 @@ def _add_demo(verbs: Verbs) -> None:
     p = verbs.add_parser("demo", help="extend the demo model to 32K and show it working past its old window")
     p.add_argument("--out", default="demo", metavar="DIR", help="default: %(default)s")
     p.add_argument("-c", "--ctx-size", type=tokens, default=12288, metavar="N", help="tokens read (default: 12k)")
+    p.add_argument("--needles", type=int, default=1, metavar="N", help="numbers hidden in the text, 1 to 10")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="default: all cores")

@@ -1,7 +1,7 @@
 """`mrrope demo`: a real model, extended to 32K and seen to work past its old window. Every figure is measured here.
 
 SmolLM2-135M-Instruct remembers 8192 tokens. The demo extends the file four times, reads the same public-domain
-article with both, and asks both for ten numbers hidden in a text longer than the original can hold.
+article with both, and asks both for a number hidden in a text longer than the original can hold.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MrropeError
+from .evals.needle import KEYS, ROOM, Answer, ask, haystack
+from .evals.perplexity import buckets, perplexity, token_nll
 from .fetch import BRITANNICA, SMOLLM2, article, fetch
 from .progress import Bar
 
@@ -21,10 +23,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from .evals.needle import Answer
     from .extend import Extended
 
-SCALE = 4.0
+N_CTX_ORIG, SCALE = 8192, 4.0
 HAYSTACK = 12288  # tokens of the text the needles are hidden in
 _BUCKET = 1024  # tokens a point of the plot
 Say = Callable[[str], None]
@@ -40,26 +41,22 @@ class Run:
     seconds: float
 
 
-def demo(out: Path, *, n_ctx: int = 12288, n_threads: int | None = None, say: Say = print) -> str:
+def demo(out: Path, *, n_ctx: int = 12288, n_needles: int = 1, n_threads: int | None = None, say: Say = print) -> str:
     """Extend SmolLM2 to 32K, measure both files over `n_ctx` tokens, and write the plots into `out`.
 
-    Returns the table to print. Raises MrropeError if n_ctx does not lie past the original window and within the new.
+    n_needles: numbers hidden in one text of about 12K tokens, 1 to 10, each asked for by RULER's question.
+    Returns the table to print. Raises MrropeError for an n_ctx that does not lie past the original window and within
+    the new one, and for another number of needles.
     """
     started = time.monotonic()
+    _check(n_ctx, n_needles)
     original, text = fetch(SMOLLM2, say), article(fetch(BRITANNICA, say))
     out.mkdir(parents=True, exist_ok=True)
     extended = _extend(original, out, say)
-    table = extended.table
-    if not table.n_ctx_orig < n_ctx <= extended.n_ctx:
-        raise MrropeError(
-            f"--ctx-size {n_ctx} shows nothing",
-            why=f"it must lie past the original {table.n_ctx_orig} tokens and within the new {extended.n_ctx}",
-            fix="leave it out for 12288",
-        )
     runs = []
     for name, path in (("original", original), ("extended", extended.path)):
-        say(f"{name}: reading {n_ctx} tokens of an article, then ten needles in {min(HAYSTACK, n_ctx)} tokens")
-        runs.append(_measure(name, path, text, n_ctx, n_threads))
+        say(f"{name}: reads {n_ctx} tokens of an article, then looks for numbers hidden in {HAYSTACK} tokens")
+        runs.append(_measure(name, path, text, n_ctx, n_needles, n_threads))
         say(f"{name}: {runs[-1].seconds:.0f} s")
     report = _report(extended, runs, n_ctx)
     _plot(extended, runs, out)
@@ -68,20 +65,30 @@ def demo(out: Path, *, n_ctx: int = 12288, n_threads: int | None = None, say: Sa
     return report
 
 
+def _check(n_ctx: int, n_needles: int) -> None:
+    longest = round(N_CTX_ORIG * SCALE)
+    if not HAYSTACK <= n_ctx <= longest:
+        raise MrropeError(
+            f"--ctx-size {n_ctx} shows nothing",
+            why=f"the needles' text has {HAYSTACK} tokens and the extended model remembers {longest}",
+            fix=f"leave it out for {HAYSTACK}",
+        )
+    if not 1 <= n_needles <= len(KEYS):
+        raise MrropeError(f"--needles {n_needles}", why=f"there are {len(KEYS)} keys", fix=f"1 to {len(KEYS)}")
+
+
 def _extend(original: Path, out: Path, say: Say) -> Extended:
     from .extend import extend
     from .naming import with_context
 
-    dst = out / f"{with_context(original.stem, round(8192 * SCALE))}.gguf"
+    dst = out / f"{with_context(original.stem, round(N_CTX_ORIG * SCALE))}.gguf"
     done = extend(original, dst, scale=SCALE, force=True)
     if done.written:
         say(f"mrrope extend: {dst} written by {done.written.how} in {done.written.seconds:.2f} s")
     return done
 
 
-def _measure(name: str, path: Path, text: str, n_ctx: int, n_threads: int | None) -> Run:
-    from .evals.needle import ROOM, ask, haystack
-    from .evals.perplexity import token_nll
+def _measure(name: str, path: Path, text: str, n_ctx: int, n_needles: int, n_threads: int | None) -> Run:
     from .model import load
 
     started = time.monotonic()
@@ -92,8 +99,8 @@ def _measure(name: str, path: Path, text: str, n_ctx: int, n_threads: int | None
         tokens = llm.tokenize(text.encode(), add_bos=True, special=False)[:n_ctx]
         with Bar(f"{name}: reading {len(tokens)} tokens", ("tok", 1)) as bar:
             losses = token_nll(llm, tokens, bar)
-        hay = haystack(llm, min(HAYSTACK, n_ctx) - ROOM)
-        with Bar(f"{name}: {len(hay.values)} needles in {len(hay.tokens)} tokens", ("tok", 1)) as bar:
+        hay = haystack(llm, HAYSTACK - ROOM, KEYS[:n_needles])
+        with Bar(f"{name}: needle in {len(hay.tokens)} tokens", ("tok", 1)) as bar:
             answers = ask(llm, hay, bar)
     finally:
         llm.close()
@@ -101,16 +108,17 @@ def _measure(name: str, path: Path, text: str, n_ctx: int, n_threads: int | None
 
 
 def _report(extended: Extended, runs: list[Run], n_ctx: int) -> str:
-    from .evals.perplexity import perplexity
-
     table, window = extended.table, extended.table.n_ctx_orig
     rows = [
         ("", *(run.name for run in runs)),
         ("remembers, tokens", f"{window}", f"{extended.n_ctx}"),
         (f"perplexity, tokens 0 to {window}", *(f"{perplexity(r.losses, 0, window):.2f}" for r in runs)),
         (f"perplexity, tokens {window} to {n_ctx}", *(f"{perplexity(r.losses, window):.2f}" for r in runs)),
-        ("numbers recalled exactly", *(f"{sum(a.exact for a in r.answers)} of {len(r.answers)}" for r in runs)),
-        ("loss of the right answers, nats", *(f"{_mean_loss(r):.2f}" for r in runs)),
+        (
+            f"numbers recalled, {HAYSTACK // 1024}K tokens",
+            *(f"{sum(a.exact for a in r.answers)} of {len(r.answers)}" for r in runs),
+        ),
+        ("loss of the right answer, nats", *(f"{_mean_loss(r):.2f}" for r in runs)),
         ("seconds", *(f"{run.seconds:.0f}" for run in runs)),
     ]
     lines = [f"{left:<36}{a:>12}{b:>12}" for left, a, b in rows]
@@ -121,7 +129,7 @@ def _report(extended: Extended, runs: list[Run], n_ctx: int) -> str:
 def _question(runs: list[Run]) -> list[str]:
     """The needle that lies farthest back, and what each model said of it."""
     first = runs[0].answers[0]
-    lines = [f"The number for {first.key!r}, at token {first.position}, is {first.expected}. Asked at the end:"]
+    lines = [f"Token {first.position} says that the number for {first.key!r} is {first.expected}. Asked at the end:"]
     return lines + [f"  {run.name:<10} {run.answers[0].said!r}" for run in runs]
 
 
@@ -130,7 +138,6 @@ def _mean_loss(run: Run) -> float:
 
 
 def _plot(extended: Extended, runs: list[Run], out: Path) -> None:
-    from .evals.perplexity import buckets
     from .plots import plot_factors, plot_perplexity
 
     plot_factors([extended.table], out / "factors.png")

@@ -97,7 +97,7 @@ def _rope_rows(facts: RopeFacts) -> Iterator[tuple[str, str]]:
         yield "", f"{n_sliding} layers see only {facts.n_swa} tokens{base}; they are never extended"
     if facts.base_factors is not None:
         low, high = min(facts.base_factors), max(facts.base_factors)
-        yield "", f"with factors of the model's own (rope_freqs), {low:g} to {high:g}"
+        yield "", f"with factors of the model's own (rope_freqs or linear), {low:g} to {high:g}"
 
 
 def _own_angles(facts: RopeFacts) -> str:

@@ -79,7 +79,7 @@ def demo_model(args: argparse.Namespace) -> int:
 def demo(args: argparse.Namespace) -> int:
     from .demo import demo as run
 
-    print(run(Path(args.out), n_ctx=args.ctx_size, n_threads=args.threads, say=_say))
+    print(run(Path(args.out), n_ctx=args.ctx_size, n_needles=args.needles, n_threads=args.threads, say=_say))
     return 0
 
 
@@ -102,12 +102,16 @@ def _told(done: Extended) -> list[str]:
         f"  rendering  {done.rendering.kind}: {done.rendering.why}",
     ]
     if done.rendering.kind == "engine":
-        lines.append("             stock llama.cpp falls back to its own scaling of the same size; see README, Engines")
+        lines.append(
+            "             stock llama.cpp does not read this table; `mrrope inspect` says what it does instead"
+        )
     if done.rendering.reexpress:
         lines.append("             a LoRA made for the original does not fit this file")
     if done.replaced:
         lines.append("  replaces   the table this file was extended with before")
     lines.append(f"  {verb:<10} {printable(done.path.name)}{', ' + _how(done.written) if done.written else ''}")
+    if done.written is None and done.path != done.source and done.path.exists():
+        lines.append("             it exists: --force overwrites it")
     if done.written is None:
         lines.append(f"  keys       {', '.join(done.keys)}")
     else:
