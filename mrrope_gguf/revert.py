@@ -28,14 +28,15 @@ def revert(
     """Write the original of an extended model to `dst`, or put it in the extended one's place.
 
     In place it is as safe and as fast as the file system allows: see inplace.py. An in-place change that was cut short
-    is undone first. Raises Refused if the file was not extended, BadFile if its undo record is damaged, FileTrouble if
-    it cannot be written; the extended file is then as it was.
+    is undone first. force: replace a file called `dst`, as for write_new. Raises Refused if the file was not extended,
+    BadFile if its undo record is damaged, FileTrouble if it cannot be written; the extended file is then as it was.
     """
     start = time.perf_counter()
     recovered = recover(path)
     with Source.open(path) as source:
         if recovered and dst is None and not source.was_extended:
-            return WriteReport(source.path, "in-place recovery", 0, time.perf_counter() - start)
+            size = sum(shard.stat().st_size for shard in source.shards)
+            return WriteReport(source.path, "in-place recovery", 0, size, time.perf_counter() - start)
         _require_extended(source)
         report = _write(source, dst, force, progress)
     report.seconds = time.perf_counter() - start

@@ -120,4 +120,4 @@ def _told(done: Extended) -> list[str]:
 
 
 def _how(written: WriteReport) -> str:
-    return f"{written.path.stat().st_size / 1e6:.1f} MB by {written.how} in {written.seconds:.2f} s"
+    return f"{written.size / 1e6:.1f} MB by {written.how} in {written.seconds:.2f} s"

@@ -21,7 +21,8 @@ from mrrope_gguf.gguf import inplace, journal, ranges
 from mrrope_gguf.gguf.edit import Edit, Plan
 from mrrope_gguf.gguf.inplace import recover
 from mrrope_gguf.gguf.journal import Journal
-from mrrope_gguf.gguf.source import Source, journal_path
+from mrrope_gguf.gguf.names import journal_path
+from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.write import WriteReport, write_in_place, write_new
 from tests import edits
 from tests.edits import hashes, left_in, model, sha256, split_model, write
@@ -328,7 +329,8 @@ def test_revert_recovers_first(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(FileTrouble, match="cut short") as error:
         Source.open(file)
     assert f"mrrope revert {file}" in error.value.fix
-    assert revert(file).how == "in-place recovery"
+    report = revert(file)
+    assert (report.how, report.size) == ("in-place recovery", file.stat().st_size)
     assert sha256(file) == before
     assert not recover(file)
 

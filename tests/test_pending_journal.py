@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mrrope_gguf import FileTrouble, extend, fit, inspect, load
-from mrrope_gguf.gguf.source import journal_path
+from mrrope_gguf.gguf.names import journal_path
 from tests import tiny
 
 

@@ -14,7 +14,7 @@ from mrrope_gguf.gguf import stage
 from mrrope_gguf.gguf.edit import Edit
 from mrrope_gguf.gguf.index import open_gguf, open_split
 from mrrope_gguf.gguf.source import Source
-from mrrope_gguf.gguf.write import write_new
+from mrrope_gguf.gguf.write import write_in_place, write_new
 from tests import edits
 from tests.edits import HEADS, hashes, left_in, sha256, split_model, tensors, write_extension
 
@@ -23,6 +23,7 @@ def test_only_shard_1_is_rewritten(tmp_path: Path) -> None:
     shards = split_model(tmp_path)
     report = write_extension(shards[1], tmp_path / "new-00001-of-00003.gguf")  # named by any shard
     new = open_split(report.path)
+    assert report.size == sum(path.stat().st_size for path in new)
     assert [path.name for path in new] == [f"new-{i:05d}-of-00003.gguf" for i in (1, 2, 3)]
     assert all(os.path.samefile(a, b) for a, b in zip(shards[1:], new[1:], strict=True))
     with open_gguf(new[0]) as index:
@@ -92,6 +93,24 @@ def test_one_existing_shard_is_enough_to_refuse(tmp_path: Path) -> None:
     with pytest.raises(FileTrouble, match=r"new-00003-of-00003\.gguf: the file exists"):
         write_extension(shards[0], tmp_path / "new.gguf")
     assert len(left_in(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("name", [".", "folder"])
+def test_a_directory_is_no_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    shards = split_model(tmp_path)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileTrouble, match="this is a directory"):
+        write_extension(shards[0], Path(name))
+    assert len(left_in(tmp_path)) == 4
+
+
+def test_a_change_in_place_counts_every_shard(tmp_path: Path) -> None:
+    shards = split_model(tmp_path)
+    with Source.open(shards[0]) as source:
+        report = write_in_place(edits.extended(Edit(source)))
+    assert report.size == sum(path.stat().st_size for path in shards)
+    assert revert(shards[0]).size == sum(path.stat().st_size for path in shards)
 
 
 def test_an_untouched_original_has_nothing_to_revert(tmp_path: Path) -> None:

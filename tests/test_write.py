@@ -13,8 +13,9 @@ from mrrope_gguf import revert
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf import stage
 from mrrope_gguf.gguf.copy import Copier
-from mrrope_gguf.gguf.edit import Edit
+from mrrope_gguf.gguf.edit import Edit, Plan
 from mrrope_gguf.gguf.index import open_gguf
+from mrrope_gguf.gguf.names import journal_path
 from mrrope_gguf.gguf.pieces import Piece
 from mrrope_gguf.gguf.source import Source
 from tests import edits
@@ -145,6 +146,52 @@ def test_a_forced_write_replaces_a_symlink_not_its_target(source: Path) -> None:
     source.with_name("out.gguf").symlink_to("other")
     write_extension(source, source.with_name("out.gguf"), force=True)
     assert source.with_name("other").read_text() == "precious"
+    assert not source.with_name("out.gguf").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+@pytest.mark.parametrize("name", ["pipe", "link"])
+@pytest.mark.parametrize("force", [True, False])
+def test_a_pipe_or_device_is_never_replaced(source: Path, name: str, force: bool) -> None:
+    os.mkfifo(source.with_name("pipe"))
+    source.with_name("link").symlink_to("pipe")  # as /dev/stdout may be
+    with pytest.raises(FileTrouble, match=f"{name}: this is not a regular file"):
+        write_extension(source, source.with_name(name), force=force)
+    assert source.with_name("pipe").is_fifo()
+    assert source.with_name("link").is_symlink()
+    assert left_in(source.parent) == {"source.gguf", "pipe", "link"}
+
+
+@pytest.mark.parametrize("force", [True, False])
+def test_no_new_file_comes_to_lie_beside_a_journal(source: Path, force: bool) -> None:
+    out = source.with_name("out.gguf")
+    journal_path(out).write_text("of an earlier file of that name")
+    with pytest.raises(FileTrouble, match="changed in part") as error:
+        write_extension(source, out, force=force)
+    assert "mrrope revert" in error.value.fix
+    assert left_in(source.parent) == {"source.gguf", "out.gguf.mrrope-journal"}
+
+
+def test_a_read_only_temp_file_is_deleted_on_windows_too(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.unlink
+
+    def unlink(path: Path) -> None:
+        if not os.stat(path).st_mode & 0o200:
+            raise PermissionError(errno.EACCES, "Access is denied")
+        real(path)
+
+    def refuse(self: Plan, index: object) -> None:
+        raise FileTrouble("not what was meant")
+
+    source.chmod(0o444)
+    monkeypatch.setattr(os, "unlink", unlink)
+    monkeypatch.setattr(Plan, "check", refuse)
+    with pytest.raises(FileTrouble, match="not what was meant"):
+        write_extension(source, source.with_name("out.gguf"))
+    assert left_in(source.parent) == {"source.gguf"}
+    source.with_name("second name").hardlink_to(source)
+    stage.delete(source.with_name("second name"))
+    assert source.stat().st_mode & 0o777 == 0o444  # a mode is that of every name
 
 
 def test_a_full_disk_is_foreseen(source: Path, tmp_path: Path) -> None:

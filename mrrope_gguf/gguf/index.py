@@ -186,7 +186,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFIndex:
     Raises BadFile, with offset and field, where llama.cpp would refuse the file; FileTrouble if it cannot be read.
     """
     path = Path(path)
-    _require_regular(path)
+    require_regular(path)
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -225,14 +225,14 @@ def _scan(buffer: Bytes, path: Path, size: int) -> _native.GGUFHeader:
     )
 
 
-def _require_regular(path: Path) -> None:
-    """Refuse what would hang or never end: directories, devices, pipes, sockets."""
+def require_regular(path: Path) -> None:
+    """Raise FileTrouble for what is missing, and for what would hang or never end: directories, devices, pipes."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as e:
         raise _cannot_read(path, e) from None
     if stat.S_ISDIR(mode):
-        raise FileTrouble(f"{path}: this is a directory", why="a GGUF file was expected", fix="name a .gguf file in it")
+        raise FileTrouble(f"{path}: a directory, not a GGUF file", fix="name a .gguf file in it")
     if not stat.S_ISREG(mode):
         why = "it is a device, a pipe or a socket"
         raise FileTrouble(f"{path}: this is not a regular file", why=why, fix="save it to a file and name that")

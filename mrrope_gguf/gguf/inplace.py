@@ -16,11 +16,12 @@ from pathlib import Path
 
 from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Progress
-from mrrope_gguf.gguf.index import GGUFIndex
+from mrrope_gguf.gguf.index import GGUFIndex, require_regular
 from mrrope_gguf.gguf.journal import Journal
+from mrrope_gguf.gguf.names import journal_path, unfinished_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 from mrrope_gguf.gguf.ranges import lease
-from mrrope_gguf.gguf.source import Source, journal_path
+from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.stage import Check, file_errors, publish, stage
 from mrrope_gguf.gguf.write import WriteReport
 
@@ -69,9 +70,10 @@ def change_model(
         for shard, pieces in zip(source.shards, shards, strict=True)
         if shard == source.path or pieces != [Span(0, os.stat(shard).st_size)]
     ]
+    size = sum(map(total, shards))
     if len(jobs) == 1:
         wanted = Change(source.path, shards[0], prefix, check, source.close)
-        return WriteReport(source.path, *change(wanted, progress))
+        return WriteReport(source.path, *change(wanted, progress), size)
     from mrrope_gguf.gguf.split import publish_all, stage_shards
 
     for shard, _, _ in jobs:
@@ -79,7 +81,7 @@ def change_model(
     staged = stage_shards(source, jobs, progress=progress, check=check)
     source.close()
     publish_all(staged, force=True)
-    return WriteReport(source.path, "in-place replace", sum(one.copied for one in staged))
+    return WriteReport(source.path, "in-place replace", sum(one.copied for one in staged), size)
 
 
 def require_changeable(path: Path) -> None:
@@ -176,13 +178,14 @@ def _in_use(path: Path) -> FileTrouble:
 def recover(path: str | os.PathLike[str]) -> bool:
     """Undo an in-place change that was cut short; False if there was none. The file is then as before the change."""
     path = Path(path)
-    unfinished = journal_path(path).with_name(journal_path(path).name + ".new")
+    require_regular(path)
+    unfinished = unfinished_path(journal_path(path))
     with file_errors(path, "brought back"):
-        unfinished.unlink(missing_ok=True)  # cut short before the file was touched
-        try:
-            journal = Journal.open(path)
-        except FileNotFoundError:
+        if os.path.lexists(unfinished):
+            unfinished.unlink()  # cut short before the file was touched
+        if not os.path.lexists(journal_path(path)):
             return False
+        journal = Journal.open(path)
         try:
             fd = os.open(path, os.O_RDWR | O_BINARY)
             try:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf.copy import CHUNK, O_BINARY, Copier, read_at, read_exactly, sync_dir, sync_file, write_at
+from mrrope_gguf.gguf.names import journal_path, unfinished_path
 from mrrope_gguf.gguf.pieces import Layout, Piece, Rows, Span, total
 from mrrope_gguf.gguf.ranges import shift_range
-from mrrope_gguf.gguf.source import journal_path
 
 Changes = list[tuple[int, Piece]]  # what comes after the header, at its offset before the change
 
@@ -60,7 +60,7 @@ class Journal:
         facts = Facts(old_size, new_size, old_prefix, prefix, changed, _samples(file, old_prefix, old_size))
         old: list[Piece] = [Span(0, old_prefix), *(Span(at, at + size) for at, size in changed)]
         name = journal_path(path)
-        new = name.with_name(name.name + ".new")
+        new = unfinished_path(name)
         fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | O_BINARY, 0o600)
         try:
             _write(fd, file, facts, old, Layout(pieces).slice(0, prefix))
@@ -76,7 +76,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Journal:
-        """The journal of the file at `path`. FileTrouble if it is damaged, FileNotFoundError if there is none."""
+        """The journal of the file at `path`. FileTrouble if it is damaged."""
         name = journal_path(path)
         fd = os.open(name, os.O_RDONLY | O_BINARY)
         try:

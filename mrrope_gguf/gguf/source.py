@@ -9,15 +9,11 @@ from pathlib import Path
 
 from mrrope_gguf.errors import BadFile, FileTrouble
 from mrrope_gguf.gguf.copy import read_pieces
-from mrrope_gguf.gguf.index import Bytes, GGUFIndex, open_gguf, open_split
+from mrrope_gguf.gguf.index import Bytes, GGUFIndex, open_gguf, open_split, require_regular
+from mrrope_gguf.gguf.names import journal_path
 from mrrope_gguf.gguf.pieces import Layout, Piece, Span
 from mrrope_gguf.gguf.types import ValueType
 from mrrope_gguf.gguf.undo import Undo, damaged, data_pieces, decode, original_layout, prefix_end, undo_key
-
-
-def journal_path(path: Path) -> Path:
-    """Where an in-place change keeps what it overwrites, until it is done."""
-    return path.with_name(path.name + ".mrrope-journal")
 
 
 class Source:
@@ -136,8 +132,9 @@ class _OriginalIndex(GGUFIndex):
 
 
 def require_no_journal(path: Path) -> None:
-    """Raise FileTrouble where an in-place change of this file was cut short."""
-    if journal_path(path).exists():
+    """Raise FileTrouble where an in-place change of this file was cut short, or where it is no file."""
+    require_regular(path)
+    if os.path.lexists(journal_path(path)):
         raise FileTrouble(
             f"{path.name}: an in-place change of this file was cut short",
             why=f"{journal_path(path).name} beside it holds what it overwrote",

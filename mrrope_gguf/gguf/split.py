@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from mrrope_gguf.gguf.copy import Progress, sync_dir
 from mrrope_gguf.gguf.edit import Edit
 from mrrope_gguf.gguf.index import GGUFIndex
-from mrrope_gguf.gguf.pieces import Piece, Span
+from mrrope_gguf.gguf.names import temp_path
+from mrrope_gguf.gguf.pieces import Piece, Span, total
 from mrrope_gguf.gguf.source import Source
-from mrrope_gguf.gguf.stage import Check, Staged, file_errors, publish, require_writable_name, stage
+from mrrope_gguf.gguf.stage import (
+    Check,
+    Staged,
+    delete,
+    file_errors,
+    publish,
+    require_no_directory,
+    require_writable_name,
+    stage,
+)
 from mrrope_gguf.gguf.undo import data_pieces, row_rules
 from mrrope_gguf.gguf.write import WriteReport
 
@@ -54,13 +65,14 @@ def make_shards(
     source: Source, shards: list[list[Piece]], dst: Path, *, force: bool, progress: Progress | None, check: Check
 ) -> WriteReport:
     """All shards of a new model, from `shards`, the pieces of each; `check` sees the index of the first."""
+    require_no_directory(dst)
     names = shard_names(dst, len(source.shards))
     for src, name in zip(source.shards, names, strict=True):
         require_writable_name(src, name, force)
     jobs = list(zip(source.shards, shards, names, strict=True))
     staged = stage_shards(source, jobs, progress=progress, check=check)
     publish_all(staged, force=force)
-    return WriteReport(names[0], staged[0].how, sum(one.copied for one in staged))
+    return WriteReport(names[0], staged[0].how, sum(one.copied for one in staged), sum(map(total, shards)))
 
 
 def stage_shards(
@@ -84,7 +96,9 @@ def stage_shards(
 
 def _link(src: Path, name: Path) -> Staged | None:
     """A second name for an untouched shard; None where the file system or its owner does not allow one."""
-    temp = name.with_name(f".{name.name[:200]}.{os.urandom(4).hex()}.tmp")
+    if sys.platform == "win32" and not os.access(src, os.W_OK):
+        return None  # a name of a read-only file could not be taken back
+    temp = temp_path(name)
     try:
         os.link(src.resolve(), temp)
     except OSError:
@@ -116,9 +130,8 @@ def publish_all(staged: list[Staged], *, force: bool) -> None:
                 undo.callback(os.replace, aside, one.dst)
                 kept.append(aside)
             publish(one, force=False)
-            undo.callback(one.dst.unlink)
+            undo.callback(delete, one.dst)
         undo.pop_all()
     for aside in kept:
-        with suppress(OSError):
-            aside.unlink()
+        delete(aside)
     sync_dir(staged[0].dst.parent)

@@ -14,6 +14,7 @@ from pathlib import Path
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Copier, Progress, clone_range, sync_dir, sync_file
 from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
+from mrrope_gguf.gguf.names import journal_path, temp_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 
 Check = Callable[[GGUFIndex], None]
@@ -56,8 +57,19 @@ class Staged:
     copied: int
 
     def discard(self) -> None:
-        with suppress(OSError):
-            self.temp.unlink()
+        delete(self.temp)
+
+
+def delete(path: Path) -> None:
+    """Delete a file of ours if we can. Windows deletes none that is read-only, as a temp file is if its source is."""
+    with suppress(OSError):
+        try:
+            os.unlink(path)
+        except PermissionError:
+            if os.stat(path).st_nlink > 1:
+                raise  # its mode is that of its other names too
+            os.chmod(path, 0o600)
+            os.unlink(path)
 
 
 def stage(
@@ -73,7 +85,7 @@ def stage(
 
     It has the mode of `src`. Nothing is left on any error. None, with `must_clone`, where blocks cannot be shared.
     """
-    temp = dst.with_name(f".{dst.name[:200]}.{os.urandom(4).hex()}.tmp")
+    temp = temp_path(dst)
     try:
         with file_errors(src, "read"):
             source = os.open(src, os.O_RDONLY | O_BINARY)
@@ -83,14 +95,13 @@ def stage(
         finally:
             os.close(source)
         if done is None:
-            temp.unlink()
+            delete(temp)
             return None
         if check is not None:
             with open_gguf(temp) as index:
                 check(index)
     except BaseException:
-        with suppress(OSError):
-            temp.unlink()
+        delete(temp)
         raise
     return Staged(temp, dst, done.how, done.copied)
 
@@ -156,16 +167,26 @@ def _require_space(dst: Path, needed: int) -> None:
 
 
 def require_writable_name(src: Path, dst: Path, force: bool) -> None:
-    """Refuse a destination that is the source, a directory, in no directory, or taken."""
+    """Refuse a destination that is the source, a directory, in no directory, a device or a pipe, or taken.
+
+    A link to a file is replaced itself, under `force`; one that leads to anything else is refused like that.
+    """
     with file_errors(dst):
+        require_no_directory(dst)
         _require_name(src, dst, force)
 
 
-def _require_name(src: Path, dst: Path, force: bool) -> None:
+def require_no_directory(dst: Path) -> None:
     if dst.is_dir():
         raise FileTrouble(f"{dst}: this is a directory", why="the new file needs a name", fix="give a file name in it")
+
+
+def _require_name(src: Path, dst: Path, force: bool) -> None:
     if not dst.parent.is_dir():
         raise FileTrouble(f"{dst}: its directory does not exist", why=f"no {dst.parent}", fix=f"mkdir -p {dst.parent}")
+    if dst.exists() and not dst.is_file():
+        why = "it is a device, a pipe or a socket, which a new file would replace"
+        raise FileTrouble(f"{dst}: this is not a regular file", why=why, fix="give another name")
     if dst.exists() and os.path.samefile(src, dst):
         raise FileTrouble(
             f"{dst}: source and destination are the same file",
@@ -174,6 +195,13 @@ def _require_name(src: Path, dst: Path, force: bool) -> None:
         )
     if os.path.lexists(dst) and not force:
         raise exists(dst)
+    journal = journal_path(dst)
+    if os.path.lexists(journal):
+        raise FileTrouble(
+            f"{dst}: a new file of this name would be taken for one that was changed in part",
+            why=f"{journal.name} beside it is of an in-place change that was cut short",
+            fix=f"give another name, or `mrrope revert {dst}`; delete the journal if its file is gone",
+        )
 
 
 def exists(dst: Path) -> FileTrouble:

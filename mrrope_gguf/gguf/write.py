@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mrrope_gguf.gguf.copy import Progress
 from mrrope_gguf.gguf.edit import Edit
-from mrrope_gguf.gguf.pieces import Piece
+from mrrope_gguf.gguf.pieces import Piece, total
 from mrrope_gguf.gguf.stage import Check, publish, require_writable_name, stage
 
 
@@ -19,12 +19,13 @@ class WriteReport:
 
     how: "reflink", "copy_file_range" or "copy" for a new file; "in-place padding", "in-place insert" or
     "in-place replace" for a changed one, "in-place recovery" for one brought back from a change that was cut short.
-    bytes_copied: really written, shared blocks not among them.
+    bytes_copied: really written, shared blocks not among them. size: bytes of the model, all its shards.
     """
 
     path: Path
     how: str
     bytes_copied: int
+    size: int
     seconds: float = 0.0
 
 
@@ -34,7 +35,8 @@ def write_new(
     """Write the edited model to `dst`: whole, on the disk and read back before it has its name, or not at all.
 
     A split model gets all its shards, named after `dst`. progress: called with (bytes done, in all) while bytes must be
-    copied for want of shared blocks. Raises FileTrouble; the source is never written.
+    copied for want of shared blocks. force: replace a file called `dst`; where that is a link, the link is replaced and
+    not the file it leads to. Raises FileTrouble; the source is never written, nor is a device, pipe or directory.
     """
     start = time.perf_counter()
     if len(edit.source.shards) > 1:
@@ -73,4 +75,4 @@ def make_file(
     staged = stage(src, pieces, dst, progress=progress, check=check)
     assert staged is not None  # only must_clone makes stage give up
     publish(staged, force=force)
-    return WriteReport(dst, staged.how, staged.copied)
+    return WriteReport(dst, staged.how, staged.copied, total(pieces))
