@@ -105,6 +105,14 @@ def test_a_directory_is_no_destination(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(left_in(tmp_path)) == 4
 
 
+def test_a_name_too_long_is_one_error(tmp_path: Path) -> None:
+    shards = split_model(tmp_path)
+    for name in ("x" * 300, "x" * 250):  # the second is too long with its ending alone
+        with pytest.raises(FileTrouble, match="cannot be written"):
+            write_extension(shards[0], tmp_path / name)
+    assert len(left_in(tmp_path)) == 3
+
+
 def test_a_change_in_place_counts_every_shard(tmp_path: Path) -> None:
     shards = split_model(tmp_path)
     with Source.open(shards[0]) as source:

@@ -171,13 +171,15 @@ def require_writable_name(src: Path, dst: Path, force: bool) -> None:
 
     A link to a file is replaced itself, under `force`; one that leads to anything else is refused like that.
     """
+    require_no_directory(dst)
     with file_errors(dst):
-        require_no_directory(dst)
         _require_name(src, dst, force)
 
 
 def require_no_directory(dst: Path) -> None:
-    if dst.is_dir():
+    with file_errors(dst):
+        found = dst.is_dir()
+    if found:
         raise FileTrouble(f"{dst}: this is a directory", why="the new file needs a name", fix="give a file name in it")
 
 
