@@ -18,7 +18,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def test_ask_a_text(tmp_path: Path, words: int, extended: bool) -> None:
     model = tiny.make(tmp_path / "tiny.gguf", n_ctx=256)
     (tmp_path / "book.txt").write_text("the ant in the " * words)
-    command = [sys.executable, EXAMPLES / "ask_a_text.py", model, tmp_path / "book.txt", "who?"]
+    command: list[str | Path] = [sys.executable, EXAMPLES / "ask_a_text.py", model, tmp_path / "book.txt", "who?"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("\n")
     assert ("do not fit in 256" in done.stderr) is extended
