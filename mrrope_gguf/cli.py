@@ -7,6 +7,7 @@ stdout is data, stderr is talk. Exit codes: 0 done, 1 an error said in three lin
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import os
 import sys
@@ -28,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _ready_streams()
     parser = _parser()
     args = _parsed(parser, argv)
+    gc.disable()  # collecting while modules load costs a tenth of a short command
     try:
         code = _run(parser, args)
         sys.stdout.flush()
@@ -46,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _debug(1)
         _drop_output()
         return code
+    finally:
+        gc.enable()
 
 
 def _ready_streams() -> None:
@@ -137,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mrrope", description="A longer memory for any GGUF model: mixed-radix RoPE for llama.cpp, no training."
     )
     parser.add_argument("--version", action="version", version=f"mrrope {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
+    verbs = parser.add_subparsers(prog="mrrope", dest="verb", metavar="COMMAND", title="commands")
     _add_extend(verbs)
     _add_revert(verbs)
     _add_inspect(verbs)
