@@ -153,7 +153,7 @@ def _version(path: str) -> str:
 def _engine() -> Check:
     install = f"{_pip()} install llama-cpp-python=={engine.PIN}"
     try:
-        library = engine.library()
+        library = engine.loaded_library()
     except EngineTrouble as err:
         missing = engine.binding_version() is None
         return Check("llama-cpp-python", "missing" if missing else "broken", err.why, install if missing else err.fix)

@@ -192,7 +192,7 @@ def _check_engine(file: _File, allow_stock: bool) -> None:
     if file.method in (None, "none") or file.portable or allow_stock:
         engine.llama_cpp()
         return
-    library = engine.library()
+    library = engine.loaded_library()
     if not library.has_rope_table:
         raise EngineTrouble(
             f"{file.name}: this file needs the patched engine",

@@ -17,7 +17,7 @@ from typing import Any
 NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 
 
-def library() -> Path | None:
+def libggml() -> Path | None:
     """The ggml that llama-cpp-python brings, or None."""
     spec = find_spec("llama_cpp")
     folders = [Path(p) / "lib" for p in (spec.submodule_search_locations or [])] if spec else []
@@ -49,7 +49,7 @@ class Params(ctypes.Structure):
 
 
 def load() -> Any:
-    path = library()
+    path = libggml()
     assert path is not None
     ggml = ctypes.CDLL(str(path))
     size, number, pointer = ctypes.c_size_t, ctypes.c_int64, ctypes.c_void_p

@@ -17,6 +17,8 @@ from typing import Any
 
 from gguf import GGUFWriter
 
+from tests.tiny import add_key, finish
+
 BASE = {
     "context_length": 4096,
     "embedding_length": 64,
@@ -38,22 +40,8 @@ def write(path: Path, arch: str, keys: dict[str, Any]) -> Path:
     writer.add_string("tokenizer.ggml.model", "no_vocab")
     writer.add_uint32(f"{arch}.vocab_size", 32)
     for name, value in keys.items():
-        key = name if name.startswith("xielu.") else f"{arch}.{name}"
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+        add_key(writer, name if name.startswith("xielu.") else f"{arch}.{name}", value)
+    return finish(writer, path)
 
 
 def read_all(cases: list[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:

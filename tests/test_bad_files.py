@@ -20,7 +20,7 @@ from tests import bad_gguf, ggml_oracle
 from tests.bad_gguf import CASES, ODD
 from tests.gguf_bytes import head
 
-needs_ggml = pytest.mark.skipif(ggml_oracle.library() is None, reason="llama-cpp-python is not installed")
+needs_ggml = pytest.mark.skipif(ggml_oracle.libggml() is None, reason="llama-cpp-python is not installed")
 
 
 def use_everything(index: GGUFIndex) -> None:

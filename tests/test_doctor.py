@@ -22,12 +22,12 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def no_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if llama-cpp-python were not installed."""
-    engine.library.cache_clear()
+    engine.loaded_library.cache_clear()
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     monkeypatch.setattr("mrrope_gguf.engine.libllama.metadata.version", _not_found)
     yield
     monkeypatch.undo()
-    engine.library.cache_clear()
+    engine.loaded_library.cache_clear()
 
 
 def _not_found(name: str) -> str:

@@ -301,7 +301,7 @@ def test_what_cannot_be_extended_is_refused(tmp_path: Path, arch: str, keys: dic
     for key, value in {**sizes, **keys}.items():
         writer.add_uint32(f"{arch}.{key}", value)
     writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float32))
-    tiny._finish(writer, tmp_path / "m.gguf")
+    tiny.finish(writer, tmp_path / "m.gguf")
     with pytest.raises(Refused, match=words):
         extend(tmp_path / "m.gguf", scale=4)
     assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]

@@ -15,6 +15,7 @@ from mrrope_gguf.errors import BadFile, Refused
 from mrrope_gguf.facts import RopeFacts, obstacle, read_facts, rope_facts
 from mrrope_gguf.gguf.index import open_gguf
 from tests.stock_hparams import BASE, write
+from tests.tiny import add_key, finish
 
 Facts = Callable[..., RopeFacts]
 
@@ -35,22 +36,10 @@ def facts(tmp_path: Path) -> Facts:
 def with_tensors(path: Path, arch: str, keys: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> RopeFacts:
     writer = GGUFWriter(path, arch)
     for name, value in {**BASE, **keys}.items():
-        key = f"{arch}.{name}"
-        if isinstance(value, str):
-            writer.add_string(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, list):
-            writer.add_array(key, value)
-        else:
-            writer.add_uint32(key, value)
+        add_key(writer, f"{arch}.{name}", value)
     for name, values in tensors.items():
         writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with open_gguf(path) as index:
+    with open_gguf(finish(writer, path)) as index:
         return rope_facts(index)
 
 

@@ -325,9 +325,9 @@ def test_python_and_native_type_tables_agree() -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.skipif(ggml_oracle.library() is None, reason="llama-cpp-python is not installed")
+@pytest.mark.skipif(ggml_oracle.libggml() is None, reason="llama-cpp-python is not installed")
 def test_type_table_is_ggmls() -> None:
-    ggml = ctypes.CDLL(str(ggml_oracle.library()))
+    ggml = ctypes.CDLL(str(ggml_oracle.libggml()))
     ggml.ggml_type_name.restype = ctypes.c_char_p
     ggml.ggml_blck_size.restype, ggml.ggml_type_size.restype = ctypes.c_int64, ctypes.c_size_t
     for number in range(43):

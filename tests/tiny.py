@@ -146,10 +146,11 @@ def make(
     parts = None if quantised is None else set(quantised)
     for name, weight in kept.items():
         _add(writer, name, weight, dtype if parts is None or name.split(".")[-2] in parts else "f32")
-    return _finish(writer, Path(path))
+    return finish(writer, Path(path))
 
 
-def _finish(writer: GGUFWriter, path: Path) -> Path:
+def finish(writer: GGUFWriter, path: Path) -> Path:
+    """Write what was added and return the (first) file."""
     writer.write_header_to_file(path)
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -285,10 +286,11 @@ def _keys(
     for key, value in keys.items():
         if value is not None:
             full = key if key.split(".")[0] in ("general", "tokenizer", arch) else f"{arch}.{key}"
-            _add_key(writer, full, value)
+            add_key(writer, full, value)
 
 
-def _add_key(writer: GGUFWriter, key: str, value: Any) -> None:
+def add_key(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Write `value` as what it is: bool, u32, f32, string or array; (value, GGUFValueType) chooses another type."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -81,7 +81,7 @@ def _does_not_load(err: Exception) -> EngineTrouble:
 
 
 @cache
-def library() -> Library:
+def loaded_library() -> Library:
     """What is loaded, loading it if need be. Raises EngineTrouble as `llama_cpp` does."""
     module = llama_cpp()
     lib = module.llama_cpp._lib
