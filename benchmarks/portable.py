@@ -1,6 +1,6 @@
 """Which portable form costs a short context least in stock llama.cpp? Makes docs/format.md's table again.
 
-    python -m benchmarks.portable [N_TOKENS]     (8192: about 4 minutes on 2 cores)
+    python -m benchmarks.portable     (about 8 minutes on 2 cores)
 
 The original, the same table as rope_freqs.weight, and as longrope + rope_factors_long.weight (plain angles while
 n_ctx <= original), with and without the temperature: perplexity inside the original window of SmolLM2-135M.
@@ -8,10 +8,9 @@ n_ctx <= original), with and without the temperature: perplexity inside the orig
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf import fetch
 from mrrope_gguf.evals.perplexity import perplexity, token_nll
@@ -24,7 +23,11 @@ from mrrope_gguf.gguf.write import write_new
 from mrrope_gguf.metadata import pack_f32, write_table
 from mrrope_gguf.model import load
 
-SCALE = 4.0
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+SCALE, WINDOW = 4.0, 8192
 
 
 def longrope(source: Path, path: Path, attn_factor: float | None = None) -> Path:
@@ -41,16 +44,15 @@ def longrope(source: Path, path: Path, attn_factor: float | None = None) -> Path
         return write_new(edit, path).path
 
 
-def measure(path: Path, text: str, n: int) -> tuple[float, float]:
-    """Perplexity over the first half and over all of `n` tokens, in a context of n."""
-    llm: Any = load(path, n_ctx=n)
+def measure(path: Path, text: str, n: int) -> NDArray[np.float32]:
+    """Losses of the first `n` tokens, in a context of n."""
+    llm: Any = load(path, n_ctx=n, past_window=True, flash_attn=False)
     losses = token_nll(llm, llm.tokenize(text.encode(), add_bos=True, special=False)[:n])
     llm.close()
-    return perplexity(losses, 0, n // 2), perplexity(losses)
+    return losses
 
 
 def main() -> None:
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 8192
     original, text = fetch.fetch(fetch.SMOLLM2), fetch.article(fetch.fetch(fetch.BRITANNICA))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -59,12 +61,16 @@ def main() -> None:
             "rope_freqs.weight": extend(original, folder / "freqs.gguf", scale=SCALE).path,
             "the same, attn_factor 1": extend(original, folder / "m1.gguf", scale=SCALE, attn_factor=1.0).path,
             "longrope + rope_factors_long.weight": longrope(original, folder / "long.gguf"),
-            "the same with attn_factor 1 ": longrope(original, folder / "long1.gguf", 1.0),
+            "the same with attn_factor 1": longrope(original, folder / "long1.gguf", 1.0),
         }
-        print(f"{'file':<38}{f'0 to {n // 2}':>12}{f'0 to {n}':>12}")
+        print(f"{f'n_ctx {WINDOW}':<38}{f'0 to {WINDOW // 2}':>16}{f'0 to {WINDOW}':>16}")
         for label, path in files.items():
-            first, whole = measure(path, text, n)
-            print(f"{label:<38}{first:>12.2f}{whole:>12.2f}", flush=True)
+            losses = measure(path, text, WINDOW)
+            print(f"{label:<38}{perplexity(losses, 0, WINDOW // 2):>16.2f}{perplexity(losses):>16.2f}", flush=True)
+        print(f"{f'n_ctx {2 * WINDOW}':<38}{f'0 to {WINDOW}':>16}{f'{WINDOW} to {2 * WINDOW}':>16}")
+        for label in list(files)[1:3]:
+            losses = measure(files[label], text, 2 * WINDOW)
+            print(f"{label:<38}{perplexity(losses, 0, WINDOW):>16.2f}{perplexity(losses, WINDOW):>16.2f}", flush=True)
 
 
 if __name__ == "__main__":
