@@ -97,10 +97,10 @@ def _measure(name: str, path: Path, text: str, n_ctx: int, n_needles: int, n_thr
     llm: Any = load(path, n_ctx=n_ctx, past_window=True, flash_attn=False, **threads)
     try:
         tokens = llm.tokenize(text.encode(), add_bos=True, special=False)[:n_ctx]
-        with Bar(f"{name}: reading {len(tokens)} tokens", ("tok", 1)) as bar:
+        with Bar(f"{name}, article", ("tok", 1)) as bar:
             losses = token_nll(llm, tokens, bar)
         hay = haystack(llm, HAYSTACK - ROOM, KEYS[:n_needles])
-        with Bar(f"{name}: needle in {len(hay.tokens)} tokens", ("tok", 1)) as bar:
+        with Bar(f"{name}, needle", ("tok", 1)) as bar:
             answers = ask(llm, hay, bar)
     finally:
         llm.close()

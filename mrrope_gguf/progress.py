@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
-_WIDTH = 28
+_WIDTH, _NARROW = 28, 8  # of the bar; narrower than that it says nothing
 _EVERY = 0.1  # seconds between redraws
 
 
@@ -27,17 +28,25 @@ class Bar:
         if not self.shown or (now - self.drawn < _EVERY and done < total):
             return
         self.drawn = now
-        print(f"\r{self.line(done, total, now - self.start)}\x1b[K", end="", file=sys.stderr, flush=True)
+        line = self.line(done, total, now - self.start, _columns() - 1)
+        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
 
-    def line(self, done: int, total: int, seconds: float) -> str:
-        """The text of the bar after `seconds`: share, amount, rate, time left."""
+    def line(self, done: int, total: int, seconds: float, columns: int = 200) -> str:
+        """The text of the bar after `seconds`: share, amount, rate, time left; at most `columns` wide.
+
+        >>> Bar("copying", ("MB", 1e6)).line(50_000_000, 200_000_000, 0.5, 60)
+        'copying [####          ]  25%  50/200 MB  100 MB/s  2 s left'
+        """
         share = done / total if total else 1.0
-        filled = round(share * _WIDTH)
         rate = done / seconds if seconds > 0 else 0.0
         left = f"{clock((total - done) / rate)} left" if rate and done < total else clock(seconds)
         amount = f"{done / self.size:.0f}/{total / self.size:.0f} {self.unit}"
         speed = f"{rate / self.size:.0f} {self.unit}/s"
-        return f"{self.label} [{'#' * filled:<{_WIDTH}}] {share:4.0%}  {amount}  {speed}  {left}"
+        facts = f"{share:4.0%}  {amount}  {speed}  {left}"
+        width = min(_WIDTH, columns - len(self.label) - len(facts) - 4)
+        if width < _NARROW:
+            return f"{self.label} {facts}"[:columns]
+        return f"{self.label} [{'#' * round(share * width):<{width}}] {facts}"
 
     def __enter__(self) -> Bar:
         return self
@@ -45,6 +54,13 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         if self.drawn:
             print(file=sys.stderr)
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 def clock(seconds: float) -> str:
