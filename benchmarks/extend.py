@@ -74,14 +74,6 @@ def data_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def shares_blocks(directory: Path) -> bool:
     with tempfile.TemporaryFile(dir=directory) as a, tempfile.TemporaryFile(dir=directory) as b:
         a.write(bytes(BLOCK))
@@ -121,7 +113,7 @@ def check(src: Path, directory: Path) -> None:
         if data_sha256(directory / f"{run.__name__}.gguf") != wanted:
             raise SystemExit(f"{run.__name__} changed the tensors")
     revert(directory / "extend.gguf", directory / "back.gguf", force=True)
-    if sha256(directory / "back.gguf") != sha256(src):
+    if fetch.sha256(directory / "back.gguf") != fetch.sha256(src):
         raise SystemExit("what extend wrote does not revert to the original")
 
 

@@ -193,7 +193,7 @@ def _add_extend(verbs: Verbs) -> None:
 def _add_revert(verbs: Verbs) -> None:
     p = verbs.add_parser("revert", help="give the original file back, byte for byte")
     _model(p)
-    p.add_argument("dst", nargs="?", metavar="DST", help="where to (default: MODEL itself, atomically)")
+    p.add_argument("dst", nargs="?", metavar="DST", help="where to (default: MODEL itself)")
     p.add_argument("-f", "--force", action="store_true", help="overwrite DST")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import MrropeError
 from .evals.needle import KEYS, ROOM, Answer, ask, haystack
 from .evals.perplexity import buckets, perplexity, token_nll
-from .fetch import BRITANNICA, SMOLLM2, article, fetch
+from .fetch import BRITANNICA, SMOLLM2, Say, article, fetch
 from .progress import Bar
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 N_CTX_ORIG, SCALE = 8192, 4.0
 HAYSTACK = 12288  # tokens of the text the needles are hidden in
 _BUCKET = 1024  # tokens a point of the plot
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

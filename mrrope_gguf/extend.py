@@ -6,7 +6,6 @@ bytes; what the header must say depends on who will read it (see `Rendering`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,6 +17,7 @@ from .gguf.edit import Edit
 from .gguf.source import Source
 from .gguf.types import F32
 from .naming import default_path
+from .progress import Progress
 from .tables import RopeTable, default_attn_factor, rescale, rope_table, stored_factors, to_float32
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .radix_file import RadixFile
     from .reexpress import Reexpression
 
-Progress = Callable[[int, int], None]
 Wish = Literal["auto", "portable", "engine"]
 
 _MAX_CTX = 2**31 - 1  # llama.cpp counts positions in int32

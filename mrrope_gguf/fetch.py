@@ -77,7 +77,7 @@ def fetch(resource: Resource, say: Say | None = None) -> Path:
     ones expected; FileTrouble if the cache folder cannot be written.
     """
     path = cache_dir() / "files" / resource.filename
-    if path.is_file() and _sha256(path) == resource.sha256:
+    if path.is_file() and sha256(path) == resource.sha256:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ def _member(archive: Path, part: Part) -> Iterator[IO[bytes]]:
 
 
 def _check(resource: Resource, path: Path) -> None:
-    found = _sha256(path)
+    found = sha256(path)
     if found != resource.sha256:
         raise MrropeError(
             f"{resource.filename}: the download is not the file expected",
@@ -167,7 +167,8 @@ def _check(resource: Resource, path: Path) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The file's digest in hex, read a piece at a time."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):

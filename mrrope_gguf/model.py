@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,12 @@ from mrrope_gguf.kinds import known_architecture
 from mrrope_gguf.kvcache import Setting
 from mrrope_gguf.layers import window
 from mrrope_gguf.machine import machine_memory
+from mrrope_gguf.progress import Progress
 from mrrope_gguf.reexpress import moves_rows
 from mrrope_gguf.text import printable
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
-
-Progress = Callable[[int, int], None]
 
 # values that make llama.cpp ask the file; Llama's own defaults override it
 INHERIT = {

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]  # (done, total)
 
 _WIDTH, _NARROW = 28, 8  # of the bar; narrower than that it says nothing
 _EVERY = 0.1  # seconds between redraws

@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from mrrope_gguf.errors import FileTrouble, Refused
-from mrrope_gguf.gguf.copy import Progress
 from mrrope_gguf.gguf.index import GGUFIndex
 from mrrope_gguf.gguf.inplace import change_model, recover
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.split import make_shards, original_shards
 from mrrope_gguf.gguf.undo import prefix_end
 from mrrope_gguf.gguf.write import WriteReport, make_file
+from mrrope_gguf.progress import Progress
 
 
 def revert(

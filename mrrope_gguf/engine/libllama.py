@@ -36,15 +36,10 @@ class Library:
     version: str
     commit: str
     devices: tuple[str, ...]
-    system_info: str
 
     @property
     def has_rope_table(self) -> bool:
         return self.kind == "patched"
-
-    @property
-    def gpus(self) -> tuple[str, ...]:
-        return tuple(name for name in self.devices if name not in ("CPU", "BLAS"))
 
 
 def binding_version() -> str | None:
@@ -92,7 +87,6 @@ def loaded_library() -> Library:
         version=_text(lib, "llama_version"),
         commit=_text(lib, "ggml_commit"),
         devices=_devices(lib),
-        system_info=module.llama_print_system_info().decode(),
     )
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..kernels import nll
-from .decode import Decoder, Progress
+from ..progress import Progress
+from .decode import Decoder
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic numbers for {key} is: {value}."

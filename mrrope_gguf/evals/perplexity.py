@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..kernels import nll
-from .decode import Decoder, Progress
+from ..progress import Progress
+from .decode import Decoder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable
 
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf.pieces import Piece, Rows, Span, reorder, total
-
-Progress = Callable[[int, int], None]
+from mrrope_gguf.progress import Progress
 
 BLOCK = 4096  # what reflinks and inserted ranges are multiples of, on every file system that has them
 CHUNK = 1 << 20  # of the read-and-write path: it bounds memory

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrrope_gguf.errors import FileTrouble, Refused
-from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Progress
+from mrrope_gguf.gguf.copy import BLOCK, O_BINARY
 from mrrope_gguf.gguf.index import GGUFIndex, require_regular
 from mrrope_gguf.gguf.journal import Journal
 from mrrope_gguf.gguf.names import journal_path, unfinished_path
@@ -24,6 +24,7 @@ from mrrope_gguf.gguf.ranges import lease
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.stage import Check, file_errors, publish, stage
 from mrrope_gguf.gguf.write import WriteReport
+from mrrope_gguf.progress import Progress
 
 _CANNOT_SHIFT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from mrrope_gguf.gguf.copy import Progress, sync_dir
+from mrrope_gguf.gguf.copy import sync_dir
 from mrrope_gguf.gguf.edit import Edit
 from mrrope_gguf.gguf.index import GGUFIndex
 from mrrope_gguf.gguf.names import temp_path
@@ -26,6 +26,7 @@ from mrrope_gguf.gguf.stage import (
 )
 from mrrope_gguf.gguf.undo import data_pieces, row_rules
 from mrrope_gguf.gguf.write import WriteReport
+from mrrope_gguf.progress import Progress
 
 
 def shard_names(dst: Path, count: int) -> list[Path]:

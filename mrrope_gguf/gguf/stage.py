@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrrope_gguf.errors import FileTrouble
-from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Copier, Progress, clone_range, sync_dir, sync_file
+from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Copier, clone_range, sync_dir, sync_file
 from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
 from mrrope_gguf.gguf.names import journal_path, temp_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
+from mrrope_gguf.progress import Progress
 
 Check = Callable[[GGUFIndex], None]
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from mrrope_gguf.gguf.copy import Progress
 from mrrope_gguf.gguf.edit import Edit
 from mrrope_gguf.gguf.pieces import Piece, total
 from mrrope_gguf.gguf.stage import Check, publish, require_writable_name, stage
+from mrrope_gguf.progress import Progress
 
 
 @dataclass
