@@ -9,13 +9,17 @@ NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test test-reference lint bench wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mrrope demo --out demo
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Against Hugging Face transformers, in an environment of its own (torch: 3 to 6 GB). Not in CI.
+test-reference: $(VENV)/.dev $(VENV)-reference/.done
+	MRROPE_REFERENCE_PYTHON=$(VENV)-reference/bin/python $(BIN)/python -m pytest tests/reference
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,5 +49,10 @@ $(VENV)/.dev: $(VENV)/.demo requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
+$(VENV)-reference/.done: tests/reference/requirements.txt
+	$(PYTHON) -m venv $(VENV)-reference
+	$(VENV)-reference/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist demo wheelhouse .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-reference build dist demo wheelhouse .mypy_cache .pytest_cache .ruff_cache .hypothesis
