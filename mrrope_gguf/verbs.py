@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ from .progress import Bar
 from .text import printable
 
 if TYPE_CHECKING:
+    from .engine.store import Engine
     from .extend import Extended
     from .gguf.write import WriteReport
 
@@ -81,6 +83,65 @@ def demo(args: argparse.Namespace) -> int:
 
     print(run(Path(args.out), n_ctx=args.ctx_size, n_needles=args.needles, n_threads=args.threads, say=_say))
     return 0
+
+
+def build(args: argparse.Namespace) -> int:
+    from .engine import store
+
+    if args.list:
+        return _list_engines(args.json)
+    if args.remove:
+        for engine in store.remove(args.remove):
+            _say(f"removed {engine.key}")
+        return 0
+    from .engine.build import build as run
+
+    with _LateBar("compiling", ("files", 1)) as bar:
+        engine = run(
+            backend=args.backend, rpc=args.rpc, server=args.server, tests=args.tests, native=args.native,
+            release=args.pin, source=args.source, jobs=args.jobs, say=_say, progress=bar,
+        )  # fmt: skip
+    if args.json:
+        print(json.dumps(_engine_json(engine), indent=2))
+    else:
+        print(engine.path)
+    return 0
+
+
+def _list_engines(as_json: bool) -> int:
+    from .engine import binding_version, find, store
+
+    found = store.installed()
+    if as_json:
+        print(json.dumps([_engine_json(engine) for engine in found], indent=2))
+        return 0
+    binding = binding_version()
+    for engine in found:
+        parts = ", ".join(word for word in ("rpc", "server", "tests") if getattr(engine, word))
+        age = time.strftime("%Y-%m-%d %H:%M", time.localtime(engine.built))
+        size = f"{engine.size / 1e6:.0f} MB"
+        print(f"{engine.key}  {find.state(engine, binding)}, {size}, built {age}  {parts}")
+        print(f"  {engine.path}")
+    if not found:
+        _say("nothing is built yet: `mrrope build`")
+    return 0
+
+
+def _engine_json(engine: Engine) -> dict[str, object]:
+    from .engine import binding_version, find
+
+    values = {name: getattr(engine, name) for name in engine.__dataclass_fields__}
+    paths = {"path": str(engine.path), "lib": str(engine.lib), "bin": str(engine.bin)}
+    return {**values, **paths, "state": find.state(engine, binding_version()), "size": engine.size}
+
+
+class _LateBar(Bar):
+    """A bar whose clock starts with the first report: what goes before says how far it is in other ways."""
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self.drawn:
+            self.start = time.monotonic()
+        super().__call__(done, total)
 
 
 def _print(report: _Report, as_json: bool) -> int:

@@ -6,8 +6,9 @@ rope table of a running context.
 
 from __future__ import annotations
 
-from mrrope_gguf.engine.libllama import PIN, Library, binding_version, llama_cpp, loaded_library
+from mrrope_gguf.engine.libllama import Library, binding_version, llama_cpp, loaded_library
 from mrrope_gguf.engine.log import Log, capture
+from mrrope_gguf.engine.pins import PIN
 from mrrope_gguf.engine.rope_table import ActiveTable, get_table, set_factors, set_table, table_size
 
 __all__ = [

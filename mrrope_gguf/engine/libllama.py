@@ -1,7 +1,7 @@
-"""Which libllama runs: llama-cpp-python's own, or the one in the directory LLAMA_CPP_LIB_PATH names.
+"""Loads libllama: llama-cpp-python's own, or the patched one that `find` chooses.
 
-llama_cpp reads that variable once, when it is imported, so the choice holds for the process. A library that exports
-`llama_rope_table_set` has the MrRoPE patch; any other is stock.
+llama_cpp reads LLAMA_CPP_LIB_PATH once, when it is imported, so the choice holds for the process. A library that
+exports `llama_rope_table_set` has the MrRoPE patch; any other is stock.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import ctypes
 import importlib
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -17,12 +20,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from mrrope_gguf.engine.find import ENGINE, LIB_PATH, Choice, check_commit, choose
 from mrrope_gguf.errors import EngineTrouble
 
-# the release whose llama.cpp the facts in this package were read from, and whose structs the patch is built for
-PIN = "0.3.36"
 INSTALL = "pip install 'mrrope-gguf[engine]'"
-LIB_PATH = "LLAMA_CPP_LIB_PATH"
 ROPE_TABLE_SYMBOL = "llama_rope_table_set"
 
 
@@ -41,6 +42,11 @@ class Library:
     def has_rope_table(self) -> bool:
         return self.kind == "patched"
 
+    def __str__(self) -> str:
+        """One line for the start of every verb that runs a model."""
+        commit = f" {self.commit}" if self.commit else ""
+        return f"{self.kind} llama.cpp{commit} on {', '.join(self.devices) or 'unknown devices'} ({self.path.parent})"
+
 
 def binding_version() -> str | None:
     """The version of llama-cpp-python, without importing it; None if it is not installed."""
@@ -50,8 +56,43 @@ def binding_version() -> str | None:
         return None
 
 
-def llama_cpp() -> ModuleType:
-    """The llama_cpp module. EngineTrouble if it is missing or its library does not load."""
+def llama_cpp(*, needs_patch: bool = False) -> ModuleType:
+    """The llama_cpp module, on the library that `find.choose` names when this is called for the first time.
+
+    needs_patch: a CPU build of the patched library may then take the place of a stock one that has a GPU.
+    Raises EngineTrouble if llama_cpp is missing or its library does not load or is of another llama.cpp.
+    """
+    module = sys.modules.get("llama_cpp")
+    if module is None:
+        choice = choose(binding_version(), needs_patch=needs_patch)
+        if choice.note:
+            warnings.warn(choice.note, stacklevel=2)
+        with _lib_path(choice.lib):
+            module = _import(choice)
+    _check(module)
+    return module
+
+
+@cache
+def _check(module: ModuleType) -> None:
+    lib = module.llama_cpp._lib
+    check_commit(_text(lib, "ggml_commit"), binding_version(), str(lib._name))
+
+
+@contextmanager
+def _lib_path(lib: Path | None) -> Iterator[None]:
+    """LLAMA_CPP_LIB_PATH while llama_cpp is imported; processes started later choose for themselves."""
+    before = os.environ.get(LIB_PATH)
+    if lib is not None:
+        os.environ[LIB_PATH] = str(lib)
+    try:
+        yield
+    finally:
+        if lib is not None and before is None:
+            del os.environ[LIB_PATH]
+
+
+def _import(choice: Choice) -> ModuleType:
     try:
         return importlib.import_module("llama_cpp")
     except ModuleNotFoundError as err:
@@ -63,13 +104,14 @@ def llama_cpp() -> ModuleType:
             fix=f"`{INSTALL}` (it compiles for some minutes; `mrrope doctor` names anything missing)",
         ) from err
     except (RuntimeError, OSError, AttributeError) as err:
-        raise _does_not_load(err) from err
+        raise _does_not_load(err, choice) from err
 
 
-def _does_not_load(err: Exception) -> EngineTrouble:
-    chosen = os.environ.get(LIB_PATH)
-    if chosen:
-        fix = f"unset {LIB_PATH}, or build the library in {chosen} from the commit llama-cpp-python was built from"
+def _does_not_load(err: Exception, choice: Choice) -> EngineTrouble:
+    if choice.engine:
+        fix = f"`mrrope build --remove {choice.engine.key}`, then `mrrope build`; {ENGINE}=stock does without it"
+    elif choice.lib:
+        fix = f"unset {LIB_PATH}, or build the library in {choice.lib} from the commit llama-cpp-python was built from"
     else:
         fix = f"`pip install --force-reinstall --no-cache-dir llama-cpp-python=={binding_version()}`"
     return EngineTrouble("libllama does not load", why=" ".join(str(err).split()), fix=fix)

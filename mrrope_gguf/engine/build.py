@@ -1,0 +1,214 @@
+"""`mrrope build`: llama.cpp, patched, compiled and installed under the user's cache. The second call is instant."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mrrope_gguf.engine import store
+from mrrope_gguf.engine.checkout import Checkout, copy_and_patch, open_checkout, pin_for
+from mrrope_gguf.engine.cmake import Recipe, compile_targets, configure
+from mrrope_gguf.engine.libllama import ROPE_TABLE_SYMBOL, binding_version
+from mrrope_gguf.engine.patching import apply_patch
+from mrrope_gguf.engine.pins import PIN, Pin, header, pin, pins
+from mrrope_gguf.engine.sdist import fetch_sdist, unpack
+from mrrope_gguf.engine.toolchain import choose, default_jobs, require_tools
+from mrrope_gguf.errors import EngineTrouble, FileTrouble
+from mrrope_gguf.progress import Progress
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    pass
+
+
+def build(
+    *, backend: str = "auto", rpc: bool = True, server: bool = True, tests: bool = False, native: bool = True,
+    release: str | None = None, source: str | os.PathLike[str] | None = None, jobs: int | None = None,
+    say: Say = _silent, progress: Progress | None = None,
+) -> store.Engine:  # fmt: skip
+    """The patched llama.cpp these settings describe, compiled first where the cache lacks it.
+
+    backend: auto, cpu, cuda, metal, vulkan or rocm. rpc: with the RPC backend and its server. server: with llama.cpp's
+    own programs. tests: with its architecture test. native: for this machine's CPU. release: whose llama.cpp (default:
+    the installed llama-cpp-python's, so that Python can use it). source: a llama.cpp tree to take instead; only read.
+    jobs: compilers at once. say(line) before anything slow; progress(done, total) while compiling.
+
+    Raises EngineTrouble for tools that are missing, sources that are not the expected ones, hunks that do not fit and
+    what the compiler refuses; FileTrouble where the cache cannot be written.
+    """
+    recipe = Recipe(choose(backend), rpc=rpc, server=server, tests=tests, native=native)
+    checkout = open_checkout(Path(source)) if source is not None else None
+    job = _Job(recipe, _pin(release, checkout), checkout)
+    if engine := store.read_engine(job.target):
+        return engine
+    require_tools()
+    with store.lock(job.key, waiting=lambda: say(f"another process is building {job.key}: waiting for it")):
+        engine = store.read_engine(job.target)
+        if engine is None:
+            try:
+                engine = _make(job, jobs or default_jobs(), say, progress)
+            except OSError as error:
+                raise FileTrouble(
+                    f"{job.target}: the engine cannot be put there", why=str(error),
+                    fix="free some space, or set MRROPE_CACHE to a folder that can be written",
+                ) from error  # fmt: skip
+    return engine
+
+
+def _pin(release: str | None, checkout: Checkout | None) -> Pin:
+    if release is not None:
+        return pin(release)
+    installed = binding_version()
+    default = pin(installed if installed in pins() else PIN)
+    return pin_for(checkout, default) if checkout else default
+
+
+@dataclass(frozen=True)
+class _Job:
+    recipe: Recipe
+    pin: Pin
+    checkout: Checkout | None
+
+    @property
+    def commit(self) -> str:
+        return self.pin.commit if self.checkout is None else self.checkout.commit or ""
+
+    @property
+    def key(self) -> str:
+        """A folder's name: what a reader wants to know, and a hash of everything that makes the build what it is."""
+        recipe = self.recipe
+        if not self.pin.patch.is_file():
+            raise EngineTrouble(
+                f"the patch for llama-cpp-python {self.pin.release} is not here", why=f"there is no {self.pin.patch}",
+                fix="reinstall mrrope-gguf",
+            )  # fmt: skip
+        origin = self.checkout.digest if self.checkout else self.pin.sha256
+        everything = "\n".join([origin, self.pin.patch_hash, *recipe.flags(), *recipe.targets(), *_compilers()])
+        words = [self.pin.release if self.checkout is None else "source", recipe.backend]
+        words += [
+            word for word, there in (("rpc", recipe.rpc), ("tools", recipe.server), ("tests", recipe.tests)) if there
+        ]
+        return "-".join([*words, hashlib.sha256(everything.encode()).hexdigest()[:10]])
+
+    @property
+    def target(self) -> Path:
+        return store.engines_dir() / self.key
+
+    @property
+    def work(self) -> Path:
+        """Kept when a build fails, so that the next try goes on where it stopped."""
+        return store.engines_dir() / f".work-{self.key}"
+
+
+def _compilers() -> list[str]:
+    """The variables by which users choose compilers and their flags."""
+    return [
+        f"{name}={os.environ[name]}" for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS") if name in os.environ
+    ]
+
+
+def _make(job: _Job, jobs: int, say: Say, progress: Progress | None) -> store.Engine:
+    start = time.monotonic()
+    tree, out = job.work / "tree", job.work / "build"
+    if not tree.is_dir():
+        shutil.rmtree(job.work, ignore_errors=True)
+        _prepare(job, job.work / "unpacked", say)
+        os.replace(job.work / "unpacked", tree)
+    parts = " + ".join(["libraries", *(["llama.cpp's programs"] if job.recipe.server else [])])
+    say(f"compiling llama.cpp {job.commit[:9]} for {job.recipe.backend} ({parts}), {jobs} at a time")
+    configure(job.recipe, tree, out, f"{job.commit[:9] or 'unknown'}-mrrope")
+    compile_targets(job.recipe, out, jobs, progress)
+    engine = _install(job, out, say)
+    say(f"built in {time.monotonic() - start:.0f} s, {engine.size / 1e6:.0f} MB in {engine.path}")
+    shutil.rmtree(job.work, ignore_errors=True)
+    return engine
+
+
+def _prepare(job: _Job, tree: Path, say: Say) -> None:
+    """The patched sources in `tree`."""
+    tree.mkdir(parents=True)
+    if job.checkout:
+        say(f"patching a copy of {job.checkout.path}")
+        copy_and_patch(job.checkout, tree, job.pin.patch)
+    else:
+        archive = fetch_sdist(job.pin, say)
+        say(f"unpacking and patching llama.cpp {job.commit[:9]}")
+        unpack(archive, tree)
+        apply_patch(tree, job.pin.patch, job.pin.sdist)
+    shutil.copyfile(header(), tree / "src" / "mrrope.h")
+
+
+def _install(job: _Job, out: Path, say: Say) -> store.Engine:
+    """Copy libraries and programs to a new folder and give it its name once it is whole."""
+    produced = out / "bin" / "Release"
+    produced = produced if produced.is_dir() else out / "bin"
+    new = job.work / "new"
+    shutil.rmtree(new, ignore_errors=True)
+    programs = {*job.recipe.targets()}
+    for path in sorted(produced.iterdir()):
+        library = ".so" in path.suffixes or path.suffix in (".dylib", ".dll")
+        if library:
+            _copy(path, new / "lib")
+        # Windows looks for a program's libraries beside it
+        if (path.stem in programs and not library) or path.suffix == ".dll":
+            _copy(path, new / "bin")
+    _check(new / "lib", say)
+    recipe = job.recipe
+    engine = store.Engine(
+        path=new, key=job.key, pin=job.pin.release, commit=job.commit, patch_hash=job.pin.patch_hash,
+        backend=recipe.backend, rpc=recipe.rpc, server=recipe.server, tests=recipe.tests, built=time.time(),
+    )  # fmt: skip
+    engine.save()
+    if job.target.exists():  # a folder that read_engine did not take for a build
+        shutil.rmtree(job.target)
+    os.replace(new, job.target)
+    found = store.read_engine(job.target)
+    assert found is not None
+    return found
+
+
+def _copy(path: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(path, folder / path.name, follow_symlinks=False)
+
+
+_TRY = """
+import ctypes, sys
+lib = ctypes.CDLL(sys.argv[1])
+sys.exit(0 if hasattr(lib, sys.argv[2]) else 3)
+"""
+
+
+def _check(lib: Path, say: Say) -> None:
+    """Load the library in another process. A GPU's driver may be missing where one only builds: said, not refused."""
+    file = library_file(lib)
+    if file is None:
+        raise EngineTrouble(
+            "the build left no libllama", why=f"nothing of that name in {lib}", fix="`mrrope build` again"
+        )
+    run = subprocess.run(
+        [sys.executable, "-c", _TRY, str(file), ROPE_TABLE_SYMBOL], capture_output=True, text=True, check=False
+    )
+    if run.returncode == 3:
+        raise EngineTrouble(
+            "the library was built without the patch", why=f"it does not export {ROPE_TABLE_SYMBOL}",
+            fix="report this with the log of `mrrope build`",
+        )  # fmt: skip
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or ["no reason given"])[-1]
+        say(f"note: it does not load on this machine: {reason}")
+
+
+def library_file(lib: Path) -> Path | None:
+    """libllama in a folder, by the name this system gives it."""
+    names = {"win32": ("llama.dll", "libllama.dll"), "darwin": ("libllama.dylib", "libllama.so")}
+    return next((lib / name for name in names.get(sys.platform, ("libllama.so",)) if (lib / name).exists()), None)

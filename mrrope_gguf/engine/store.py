@@ -1,0 +1,184 @@
+"""The engines that `mrrope build` installed: one folder each under the user's cache, with lib, bin and engine.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from mrrope_gguf.errors import FileTrouble, Refused
+from mrrope_gguf.paths import cache_dir
+
+INFO = "engine.json"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A build: `pin` is the llama-cpp-python release whose patch it has, `commit` the llama.cpp it was made from.
+
+    `built` is seconds since 1970. `commit` is empty where --source named a tree that git does not know.
+    """
+
+    path: Path
+    key: str
+    pin: str
+    commit: str
+    patch_hash: str
+    backend: str
+    rpc: bool
+    server: bool
+    tests: bool
+    built: float
+
+    @property
+    def lib(self) -> Path:
+        return self.path / "lib"
+
+    @property
+    def bin(self) -> Path:
+        return self.path / "bin"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return folder_size(self.path)
+
+    def save(self) -> None:
+        """Write engine.json into the folder."""
+        values = {name: value for name, value in asdict(self).items() if name != "path"}
+        (self.path / INFO).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def engines_dir() -> Path:
+    return cache_dir() / "engines"
+
+
+def sources_dir() -> Path:
+    """Where fetched archives are kept. Each is good for every backend and every set of flags."""
+    return cache_dir() / "sources"
+
+
+def read_engine(path: Path) -> Engine | None:
+    """The build in a folder, or None where there is none that this version can read."""
+    try:
+        values: dict[str, Any] = json.loads((path / INFO).read_text(encoding="utf-8"))
+        engine = Engine(path=path, **{name: values[name] for name in Engine.__dataclass_fields__ if name != "path"})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return engine if engine.lib.is_dir() else None
+
+
+def installed() -> list[Engine]:
+    """All builds, newest first."""
+    with suppress(OSError):
+        folders = [folder for folder in engines_dir().iterdir() if not folder.name.startswith(".")]
+        found = [engine for engine in map(read_engine, folders) if engine]
+        return sorted(found, key=lambda engine: engine.built, reverse=True)
+    return []
+
+
+def remove(names: list[str]) -> list[Engine]:
+    """Delete builds, by key or by a beginning of it that fits only one; "all" for every one and the fetched sources.
+
+    Raises Refused for a name that fits none or several, before anything is deleted, and for one that is being built.
+    """
+    found = installed()
+    chosen = found if names == ["all"] else [_named(name, found) for name in names]
+    for engine in chosen:
+        with lock(engine.key, wait=False):
+            shutil.rmtree(engine.path)
+    if names == ["all"]:
+        _remove_unfinished()
+        shutil.rmtree(sources_dir(), ignore_errors=True)
+    return chosen
+
+
+def _remove_unfinished() -> None:
+    for work in engines_dir().glob(".work-*"):
+        with suppress(Refused), lock(work.name.removeprefix(".work-"), wait=False):
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _named(name: str, found: list[Engine]) -> Engine:
+    fitting = [e for e in found if e.key == name] or [e for e in found if name and e.key.startswith(name)]
+    if len(fitting) != 1:
+        keys = ", ".join(engine.key for engine in fitting or found) or "none"
+        raise Refused(
+            f"{name!r} names {'several builds' if fitting else 'no build'}",
+            why=f"{'it fits' if fitting else 'there are'}: {keys}",
+            fix="`mrrope build --list` shows the keys; `mrrope build --remove KEY`",
+        )
+    return fitting[0]
+
+
+def folder_size(path: Path) -> int:
+    """Bytes of all files below a folder; links count nothing."""
+    files = (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+    return sum(file.stat().st_size for file in files if not file.is_symlink())
+
+
+@contextmanager
+def lock(key: str, *, wait: bool = True, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock of one build. The system frees it when a process dies, so none is ever left behind.
+
+    `waiting` is called once if another process holds it. Without `wait`, Refused is raised then.
+    """
+    path = engines_dir() / f".{key}.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    except OSError as error:
+        fix = "set MRROPE_CACHE to a folder that can be written"
+        raise FileTrouble(f"{path.parent}: engines cannot be kept there", why=str(error), fix=fix) from error
+    with file:
+        if not _try_lock(file):
+            if not wait:
+                raise Refused(
+                    f"{key} is being built", why="another process holds its lock", fix="wait until it is done"
+                )
+            waiting()
+            while not _try_lock(file):
+                time.sleep(0.2)
+        try:
+            yield
+        finally:
+            _unlock(file)
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        file.seek(0)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO[bytes]) -> None:
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+else:
+
+    def _try_lock(file: IO[bytes]) -> bool:
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: IO[bytes]) -> None:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)
