@@ -9,6 +9,9 @@ import pytest
 
 from mrrope_gguf import fetch
 
+# pytest's own process runs stock, whatever is built; the patched engine runs in processes of its own
+os.environ.setdefault("MRROPE_ENGINE", "stock")
+
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
