@@ -250,6 +250,9 @@ def _edit(source: Source, found: RopeFacts, table: RopeTable, n_ctx: int, how: R
         how.reexpress.apply(edit, source.index)
         arch = how.reexpress.arch_to
     metadata.write_table(edit, arch, table, n_ctx, elastic=elastic)
+    scaling = found.existing_scaling
+    if found.attn_factor != 1.0 and (scaling is None or scaling.mergeable):
+        metadata.write_base_attn_factor(edit, arch, found.attn_factor)
     metadata.write_provenance(edit, source.index, table, n_ctx)
     if how.kind == "portable":
         keep_type = how.tensor == LONG and found.scaling_type == "longrope"

@@ -43,6 +43,11 @@ def write_table(edit: Edit, arch: str, table: RopeTable, n_ctx: int, *, elastic:
         edit.set(f"{scaling}.mrrope.base_factors", ValueType.ARRAY, base, ValueType.FLOAT32)
 
 
+def write_base_attn_factor(edit: Edit, arch: str, attn_factor: float) -> None:
+    """The temperature of the model's own, so that the patched engine can go back to the original at S = 1."""
+    edit.set(f"{arch}.rope.scaling.mrrope.base_attn_factor", ValueType.FLOAT32, attn_factor)
+
+
 def write_portable(edit: Edit, arch: str, table: RopeTable, *, keep_type: bool) -> None:
     """The scalar keys a stock loader needs beside its factor tensor: the temperature, and no position scaling."""
     scaling = f"{arch}.rope.scaling"

@@ -338,6 +338,7 @@ def test_own_attn_factor_is_multiplied(tmp_path: Path) -> None:
     src = tiny.make(tmp_path / "m.gguf", extra={"rope.scaling.attn_factor": 1.25})
     done = extend(src, scale=4)
     assert done.table.attn_factor == pytest.approx(1.25 * (0.1 * np.log(4) + 1))
+    assert contents(done.path)["llama.rope.scaling.mrrope.base_attn_factor"] == 1.25
     wanted = forward(src, TOKENS, file_factors(done.table), done.table.attn_factor)
     assert gap(tiny.logits(done.path, TOKENS), wanted) < 1e-3
 
