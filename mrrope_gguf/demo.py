@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import engine
 from .errors import MrropeError
 from .evals.needle import KEYS, ROOM, Answer, ask, haystack
 from .evals.perplexity import buckets, perplexity, token_nll
@@ -48,6 +49,7 @@ def demo(out: Path, *, n_ctx: int = 12288, n_needles: int = 1, n_threads: int | 
     """
     started = time.monotonic()
     _check(n_ctx, n_needles)
+    engine.announce(say)
     original, text = fetch(SMOLLM2, say), article(fetch(BRITANNICA, say))
     out.mkdir(parents=True, exist_ok=True)
     extended = _extend(original, out, say)

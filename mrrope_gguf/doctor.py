@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shlex
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mrrope_gguf import engine
+from mrrope_gguf.engine import find, store, toolchain
 from mrrope_gguf.errors import EngineTrouble
 from mrrope_gguf.fit import size
 from mrrope_gguf.machine import machine_memory
@@ -24,15 +24,6 @@ from mrrope_gguf.text import printable
 
 Status = Literal["ok", "missing", "broken", "old", "none"]
 
-# by /etc/os-release's ID or ID_LIKE
-_COMPILER_PACKAGES = {
-    "debian": "sudo apt install build-essential cmake git",
-    "fedora": "sudo dnf install gcc-c++ make cmake git",
-    "rhel": "sudo dnf install gcc-c++ make cmake git",
-    "suse": "sudo zypper install gcc-c++ make cmake git",
-    "arch": "sudo pacman -S base-devel cmake git",
-    "alpine": "sudo apk add build-base cmake git",
-}
 _GPU_TOOLS = {"nvidia-smi": "CUDA", "rocminfo": "ROCm", "vulkaninfo": "Vulkan"}
 
 
@@ -71,12 +62,15 @@ def doctor() -> Report:
     checks = (
         _python(),
         _native(),
-        _tool("C++ compiler", _compilers(), "needed to compile llama-cpp-python", _compiler_fix()),
-        _tool("CMake", ("cmake",), "pip fetches one to compile llama-cpp-python", ""),
-        _tool("build tool", ("ninja", "make", "nmake"), "pip fetches ninja to compile llama-cpp-python", ""),
-        _tool("git", ("git",), "needed only to build another llama.cpp", ""),
+        _tool("C++ compiler", toolchain.compilers(), "needed to compile llama.cpp", toolchain.compiler_fix()),
+        _tool("CMake", ("cmake",), "`mrrope build` needs it", f"{_pip()} install cmake ninja"),
+        _tool("build tool", ("ninja", "make", "nmake"), "`mrrope build` needs one", f"{_pip()} install ninja"),
+        _tool("ccache", ("ccache",), "optional: with it a second `mrrope build` compiles what changed", ""),
+        _tool("git", ("git",), "optional: merges the patch into a changed `mrrope build --source`", ""),
         _engine(),
+        _patched(),
         _gpu(),
+        _gpu_compilers(),
         _matplotlib(),
         _memory(),
         _disk(),
@@ -108,33 +102,9 @@ def _native() -> Check:
     return Check("native core", "ok", f"{levels[0]} (this machine runs {', '.join(levels)})")
 
 
-def _compilers() -> tuple[str, ...]:
-    named = shlex.split(os.environ.get("CXX", ""))[:1]
-    return (*named, "c++", "g++", "clang++", "cl")
-
-
-def _compiler_fix() -> str:
-    if sys.platform == "darwin":
-        return "xcode-select --install"
-    if sys.platform == "win32":
-        workload = '--override "--wait --passive --add Microsoft.VisualStudio.Workload.VCTools"'
-        return f"winget install Microsoft.VisualStudio.2022.BuildTools {workload}"
-    known = (_COMPILER_PACKAGES[name] for name in _distributions() if name in _COMPILER_PACKAGES)
-    return next(known, "install g++ or clang++ with this system's package manager")
-
-
-def _distributions() -> list[str]:
-    """This Linux and those it descends from, as /etc/os-release names them: ["ubuntu", "debian"]."""
-    try:
-        release = platform.freedesktop_os_release()
-    except OSError:
-        return []
-    return [release.get("ID", ""), *release.get("ID_LIKE", "").split()]
-
-
 def _tool(name: str, programs: tuple[str, ...], otherwise: str, fix: str) -> Check:
     for program in programs:
-        path = shutil.which(program)
+        path = toolchain.find(program)
         if path:
             return Check(name, "ok", f"{program}: {_version(path)}")
     return Check(name, "missing", otherwise, fix)
@@ -162,6 +132,39 @@ def _engine() -> Check:
     if library.binding != engine.PIN:
         return Check("llama-cpp-python", "old", f"{detail}; {engine.PIN} is the one this release knows", install)
     return Check("llama-cpp-python", "ok", detail)
+
+
+def _patched() -> Check:
+    """What `mrrope build` made, and which of it Python runs."""
+    binding, builds = engine.binding_version(), store.installed()
+    try:
+        choice = find.choose(binding)
+    except EngineTrouble as err:
+        return Check("patched engine", "broken", f"{err.what}: {err.why}", err.fix)
+    states = [f"{build.key} ({_state(build, choice.engine, binding)})" for build in builds]
+    listed = "; ".join(states) or "none is built"
+    if choice.lib and not (choice.engine and choice.engine in builds):
+        listed = f"{choice.lib} ({choice.why}); {listed}"
+    if choice.note:
+        listed = f"{choice.note}; {listed}"
+    if choice.lib or any(find.state(build, binding) == "ready" for build in builds):
+        return Check("patched engine", "ok", listed)
+    if builds:
+        return Check("patched engine", "old", listed, "mrrope build")
+    return Check(
+        "patched engine", "none", f"{listed}: `mrrope build` makes one, for files stock cannot run", "mrrope build"
+    )
+
+
+def _state(build: store.Engine, chosen: store.Engine | None, binding: str | None) -> str:
+    return "in use" if build == chosen else find.state(build, binding)
+
+
+def _gpu_compilers() -> Check:
+    found = [name for name in toolchain.BACKENDS if name != "cpu" and toolchain.available(name)]
+    if not found:
+        return Check("GPU compilers", "none", "no nvcc, hipcc, or glslc with Vulkan's headers: builds are for the CPU")
+    return Check("GPU compilers", "ok", f"`mrrope build --backend` can make {', '.join(found)}")
 
 
 def _gpu() -> Check:

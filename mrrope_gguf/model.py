@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf import engine
 from mrrope_gguf.errors import DoesNotFit, EngineTrouble, Refused
-from mrrope_gguf.facts import LONG, ROPE_FREQS, SCALING_TYPES
+from mrrope_gguf.facts import SCALING_TYPES
 from mrrope_gguf.fit import Model, read_model, size
 from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
 from mrrope_gguf.gguf.source import require_no_journal
@@ -29,6 +29,7 @@ from mrrope_gguf.layers import window
 from mrrope_gguf.machine import machine_memory
 from mrrope_gguf.progress import Progress
 from mrrope_gguf.reexpress import moves_rows
+from mrrope_gguf.stored_table import carrier
 from mrrope_gguf.text import printable
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ INHERIT = {
     "rope_freq_scale": 0.0,
     "rope_scaling_type": -1,
 }
+
+# enum llama_rope_scaling_type by the names of --rope-scaling; the patch adds the last two
+ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2, "longrope": 3, "mrrope-uni": 4, "mrrope-pro": 5}
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,12 @@ def load(
 ) -> Llama:
     """Open a model with its whole context (or n_ctx tokens of it) and the RoPE settings its file holds.
 
-    Takes everything `llama_cpp.Llama` takes. Other defaults than Llama's: the file's context instead of 512 tokens,
-    RoPE settings inherited from the file, quiet (llama.cpp's log shows in the error if loading fails; verbose=True
-    prints it), flash attention on, and a sliding-window cache no larger than its window (swa_full=False). type_k and
-    type_v may be names, such as "q8_0".
+    Runs on the patched engine where `mrrope build` made one, else on stock. Takes everything `llama_cpp.Llama` takes.
+    Other defaults than Llama's: the file's context instead of 512 tokens, RoPE settings inherited from the file, quiet
+    (llama.cpp's log shows in the error if loading fails; verbose=True prints it), flash attention on, and a
+    sliding-window cache no larger than its window (swa_full=False). type_k and type_v may be names, such as "q8_0", and
+    so may rope_scaling_type: with "mrrope-pro" or "mrrope-uni" the patched engine runs a file that was not extended at
+    any n_ctx (S = n_ctx / the file's, or 1/rope_freq_scale).
 
     progress(done, total): called after every n_batch tokens of a prompt that any of Llama's methods evaluates.
     allow_stock: run a file for the patched engine on a stock library, where it is YaRN of the same scale.
@@ -96,11 +102,12 @@ def load(
     """
     file = _read(Path(path))
     _check_lora(file, llama_kwargs)
-    n_ctx = _context(file, n_ctx, past_window)
-    options = _options(n_ctx, llama_kwargs)
+    scaling = _scaling(llama_kwargs)
+    n_ctx = _context(file, n_ctx, past_window or scaling > 0)
+    options = _options(n_ctx, {**llama_kwargs, "rope_scaling_type": scaling})
     if check_memory and not options.get("vocab_only") and not options.get("n_gpu_layers"):
         _check_memory(read_model(path), _setting(options), bool(options.get("logits_all")))
-    _check_engine(file, allow_stock)
+    _check_engine(file, scaling, allow_stock)
     llm = _construct(file, options)
     _guard_window(llm, file.window, options)
     if progress:
@@ -140,15 +147,13 @@ def _read(path: Path) -> _File:
     with open_gguf(path) as index:
         arch = known_architecture(index)
         header = Header(index, arch.name)
-        tensor = (arch.portable and ROPE_FREQS in index.tensors) or (arch.longrope and LONG in index.tensors)
         return _File(
             path=path,
             arch=arch.name,
             n_ctx=header.u32("context_length", 0),
             scaling_type=header.text("rope.scaling.type", "none"),
             method=_optional(index, "mrrope.method"),
-            # a file for the patched engine falls back to a scaling of stock's own, and has this key for it
-            portable=tensor and not header.has("rope.scaling.factor"),
+            portable=carrier(index, arch) != "engine",
             reexpressed_from=_optional(index, "mrrope.reexpressed_from"),
             window=window(header),
         )
@@ -187,17 +192,39 @@ def _check_lora(file: _File, llama_kwargs: dict[str, Any]) -> None:
         )
 
 
-def _check_engine(file: _File, allow_stock: bool) -> None:
-    if file.method in (None, "none") or file.portable or allow_stock:
+def _scaling(given: dict[str, Any]) -> int:
+    """rope_scaling_type as llama.cpp's number: -1 is the file's own. Names are those of its --rope-scaling."""
+    value = given.get("rope_scaling_type")
+    if isinstance(value, str):
+        if value not in ROPE_SCALING:
+            raise Refused(
+                f"rope_scaling_type={value!r}", why=f"llama.cpp knows {', '.join(ROPE_SCALING)}", fix="take one of them"
+            )
+        return ROPE_SCALING[value]
+    return -1 if value is None else int(value)
+
+
+def _check_engine(file: _File, scaling: int, allow_stock: bool) -> None:
+    """EngineTrouble where what holds the table, the file's metadata or the caller's word, is nothing to stock."""
+    named = {number: name for name, number in ROPE_SCALING.items() if name.startswith("mrrope")}.get(scaling)
+    own = file.method not in (None, "none") and not file.portable and scaling != ROPE_SCALING["none"]
+    if not named and (not own or allow_stock):
         engine.llama_cpp()
         return
+    engine.llama_cpp(needs_patch=True)
     library = engine.loaded_library()
-    if not library.has_rope_table:
-        raise EngineTrouble(
-            f"{file.name}: this file needs the patched engine",
-            why=f"its {file.method} table is metadata that the stock libllama in {library.path.parent} does not read",
-            fix="`mrrope extend --portable` on the original, or load(..., allow_stock=True) to run it as plain YaRN",
-        )
+    if library.has_rope_table:
+        return
+    because, fix = engine.why_stock()
+    stock = f"the stock libllama in {library.path.parent}"
+    if named:
+        what = f"rope_scaling_type={named!r} needs the patched engine"
+        raise EngineTrouble(f"{file.name}: {what}", why=f"{stock} does not know it; {because}", fix=fix)
+    raise EngineTrouble(
+        f"{file.name}: this file needs the patched engine",
+        why=f"its {file.method} table is metadata that {stock} does not read; {because}",
+        fix=f"{fix}; or `mrrope extend --portable` on the original; or load(..., allow_stock=True) for plain YaRN",
+    )
 
 
 def _options(n_ctx: int, given: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import isclose, isfinite
 from typing import Any
 
+from .architectures import Arch
 from .errors import BadFile
 from .facts import LONG, ROPE_FREQS, RopeFacts
 from .gguf.index import GGUFIndex
@@ -39,12 +40,13 @@ def stored_table(index: GGUFIndex, facts: RopeFacts) -> StoredTable | None:
     kept = _Kept(index, facts.arch.name, facts.mrrope)
     method = kept.text("method")
     table = _table(kept, facts, method)
-    rendering = _rendering(index, facts, table)
+    rendering = carrier(index, facts.arch)
     warnings = [
         *_version_warnings(kept, method),
         *_table_warnings(facts, table),
         *_factor_warnings(index, table, rendering),
         *_scalar_warnings(facts, table, rendering),
+        *_both_warnings(index, facts, table, rendering),
     ]
     origin = facts.mrrope.get("reexpressed_from")
     return StoredTable(
@@ -131,14 +133,20 @@ def _made(facts: RopeFacts, method: str, settings: dict[str, float]) -> RopeTabl
 _TENSORS = {"rope_freqs": ROPE_FREQS, "long": LONG}
 
 
-def _rendering(index: GGUFIndex, facts: RopeFacts, table: RopeTable) -> str:
-    """What carries the factors. A file for the patched engine may still hold the tensor its model came with."""
-    possible = {"rope_freqs": facts.arch.portable, "long": facts.arch.longrope}
-    for rendering, name in _TENSORS.items():
-        if possible[rendering] and name in index.tensors:
-            falls_back = index.find(f"{facts.arch.name}.rope.scaling.factor") is not None
-            return "engine" if falls_back and _factor_warnings(index, table, rendering) else rendering
-    return "engine"
+def carrier(index: GGUFIndex, arch: Arch) -> str:
+    """What carries an extended file's factors: "rope_freqs", "long", or "engine" for the metadata alone.
+
+    A file for the patched engine may hold the tensor its model came with; it is known by the scaling it falls back to.
+    """
+    if index.find(f"{arch.name}.rope.scaling.factor") is not None:
+        return "engine"
+    return _tensor(index, arch) or "engine"
+
+
+def _tensor(index: GGUFIndex, arch: Arch) -> str | None:
+    """Which of the tensors with factors that stock reads for this architecture the file has."""
+    possible = {"rope_freqs": arch.portable, "long": arch.longrope}
+    return next((kind for kind, name in _TENSORS.items() if possible[kind] and name in index.tensors), None)
 
 
 def _version_warnings(kept: _Kept, method: str) -> list[str]:
@@ -188,6 +196,15 @@ def _scalar_warnings(facts: RopeFacts, table: RopeTable, rendering: str) -> list
         held = f"{facts.attn_factor:.4f} for stock, {table.attn_factor:.4f} for the patched engine"
         warnings.append(f"two temperatures: attn_factor is {held}")
     return warnings
+
+
+def _both_warnings(index: GGUFIndex, facts: RopeFacts, table: RopeTable, rendering: str) -> list[str]:
+    """Whether a file for the patched engine also holds its table as a tensor, which stock then scales once more."""
+    tensor = _tensor(index, facts.arch)
+    if rendering != "engine" or tensor is None or table.method == "none" or _factor_warnings(index, table, tensor):
+        return []
+    factor = f"rope.scaling.factor is {facts.scaling_factor:g}"
+    return [f"{_TENSORS[tensor]} holds the table and {factor}: stock llama.cpp scales on top of the table"]
 
 
 def _close(a: float, b: float) -> bool:

@@ -15,7 +15,8 @@ import pytest
 from mrrope_gguf import engine
 from mrrope_gguf.doctor import Report, doctor
 
-NAMES = ["Python", "native core", "C++ compiler", "CMake", "build tool", "git", "llama-cpp-python", "GPU tools"]
+TOOLS = ["C++ compiler", "CMake", "build tool", "ccache", "git"]
+NAMES = ["Python", "native core", *TOOLS, "llama-cpp-python", "patched engine", "GPU tools", "GPU compilers"]
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,6 +40,7 @@ def _not_found(name: str) -> str:
 @pytest.fixture
 def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
 
 
@@ -63,7 +65,7 @@ def test_with_everything() -> None:
 @pytest.mark.usefixtures("no_engine", "no_tools", "ubuntu")
 def test_with_nothing_the_compiler_comes_first() -> None:
     report = doctor()
-    for name in ("C++ compiler", "CMake", "build tool", "git", "llama-cpp-python"):
+    for name in (*TOOLS, "llama-cpp-python"):
         assert report[name].status == "missing", name
     assert report.next == "sudo apt install build-essential cmake git"
 
@@ -94,7 +96,7 @@ def test_with_an_engine_no_compiler_is_needed() -> None:
 )
 def test_other_systems(monkeypatch: pytest.MonkeyPatch, system: str, command: str) -> None:
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     assert doctor().next.startswith(command)
 
 
@@ -148,7 +150,7 @@ def test_the_report_shows_every_check_and_the_command() -> None:
     assert shown[-1] == "next: sudo apt install build-essential cmake git"
     as_json = json.loads(json.dumps(report.to_json()))
     assert as_json["next"] == report.next
-    assert as_json["checks"][6]["name"] == "llama-cpp-python"
+    assert [check["name"] for check in as_json["checks"]] == [check.name for check in report.checks]
 
 
 def test_a_report_has_no_check_of_that_name() -> None:

@@ -61,6 +61,26 @@ def choose(binding: str | None, *, needs_patch: bool = False) -> Choice:
     return Choice(None, None, build, f"{build}: stock runs; {ENGINE}={best.key} takes the other")
 
 
+def why_stock(binding: str | None) -> tuple[str, str]:
+    """Why a stock library was loaded though the patched one is wanted, and what to do about it."""
+    builds = store.installed()
+    ready = [build for build in builds if state(build, binding) == "ready"]
+    if os.environ.get(LIB_PATH):
+        return f"{LIB_PATH} names it", f"unset {LIB_PATH}, or let it name a patched build's lib folder"
+    if os.environ.get(ENGINE):
+        make = "" if ready else " and run `mrrope build` once"
+        return f"{ENGINE}={os.environ[ENGINE]} chose it", f"unset {ENGINE}{make}"
+    if ready:
+        before = "llama_cpp was imported before mrrope_gguf could choose"
+        return before, f"call load before importing llama_cpp, or set {LIB_PATH}={ready[0].lib}"
+    if builds:
+        return (
+            f"of {len(builds)} builds none is of this version's patch and llama-cpp-python {binding}",
+            "`mrrope build`",
+        )
+    return "no patched engine is built", "`mrrope build` once"
+
+
 def state(build: store.Engine, binding: str | None) -> str:
     """What a build is good for: "ready", or why load does not take it by itself.
 

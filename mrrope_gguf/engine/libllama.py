@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from mrrope_gguf.engine import find
 from mrrope_gguf.engine.find import ENGINE, LIB_PATH, Choice, check_commit, choose
 from mrrope_gguf.errors import EngineTrouble
 
@@ -56,17 +57,18 @@ def binding_version() -> str | None:
         return None
 
 
-def llama_cpp(*, needs_patch: bool = False) -> ModuleType:
+def llama_cpp(*, needs_patch: bool = False, tell: Callable[[str], object] = warnings.warn) -> ModuleType:
     """The llama_cpp module, on the library that `find.choose` names when this is called for the first time.
 
-    needs_patch: a CPU build of the patched library may then take the place of a stock one that has a GPU.
+    needs_patch: a CPU build of the patched library may then take the place of a stock one that has a GPU; tell(line)
+    is called where one backend is passed over for another.
     Raises EngineTrouble if llama_cpp is missing or its library does not load or is of another llama.cpp.
     """
     module = sys.modules.get("llama_cpp")
     if module is None:
         choice = choose(binding_version(), needs_patch=needs_patch)
         if choice.note:
-            warnings.warn(choice.note, stacklevel=2)
+            tell(choice.note)
         with _lib_path(choice.lib):
             module = _import(choice)
     _check(module)
@@ -130,6 +132,17 @@ def loaded_library() -> Library:
         commit=_text(lib, "ggml_commit"),
         devices=_devices(lib),
     )
+
+
+def announce(say: Callable[[str], object], *, needs_patch: bool = False) -> None:
+    """Load the library and say in one line which it is and what it runs on, as every verb does that runs a model."""
+    llama_cpp(needs_patch=needs_patch, tell=lambda note: say(f"note: {note}"))
+    say(f"engine: {loaded_library()}")
+
+
+def why_stock() -> tuple[str, str]:
+    """Why the library of this process is a stock one, and what gives the patched one."""
+    return find.why_stock(binding_version())
 
 
 def _function(lib: Any, name: str, result: Any, *arguments: Any) -> Any:
