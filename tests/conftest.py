@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mrrope_gguf import fetch
+from tests.engine_worker import Worker
 
 # pytest's own process runs stock, whatever is built; the patched engine runs in processes of its own
 os.environ.setdefault("MRROPE_ENGINE", "stock")
@@ -36,3 +38,19 @@ def patched() -> Path:
     from mrrope_gguf.engine.build import build
 
     return build(backend="cpu", server=False, tests=True, say=print).lib
+
+
+@pytest.fixture(scope="session")
+def engine(patched: Path) -> Iterator[Worker]:
+    """A process that runs the patched libllama."""
+    worker = Worker(patched)
+    yield worker
+    worker.close()
+
+
+@pytest.fixture(scope="session")
+def stock() -> Iterator[Worker]:
+    """A process that runs llama-cpp-python's own libllama."""
+    worker = Worker(None)
+    yield worker
+    worker.close()

@@ -73,6 +73,17 @@ ARCHS: dict[str, Traits] = {
     ),
     # partial rotary: half of each head turns
     "stablelm": Traits(biases=("attn_norm", "ffn_norm", "output_norm"), keys=(("attention.layer_norm_epsilon", 1e-5),)),
+    # RoPE on sliding-window layers alone, three in four
+    "cohere2": Traits(
+        output=False,
+        n_layer=4,
+        keys=(("attention.sliding_window", 16), ("logit_scale", 1.0), ("attention.layer_norm_epsilon", 1e-5)),
+    ),
+    # q and k are normalized after RoPE
+    "maincoder": Traits(qk_norm=True),
+    "hunyuan-dense": Traits(qk_norm=True),
+    "qwen2vl": Traits(biases=QKV, keys=(("rope.dimension_sections", [2, 3, 3, 0]),)),
+    "gpt2": Traits(keys=(("attention.layer_norm_epsilon", 1e-5),)),
 }
 
 # feed-forward matrices: name, shape
