@@ -56,8 +56,15 @@ def _git(path: Path, *words: str) -> str | None:
     """What git says, or None where there is no git or it fails."""
     if shutil.which("git") is None:
         return None
-    run = subprocess.run(["git", "-C", str(path), *words], capture_output=True, text=True, check=False)
+    command = ["git", "-C", str(path), *words]
+    run = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     return run.stdout.strip() if run.returncode == 0 else None
+
+
+def _environment() -> dict[str, str]:
+    """Without what would make git look at another repository, as within a hook, or follow the user's own settings."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return {**kept, "LC_ALL": "C"}
 
 
 def _tracked(path: Path) -> tuple[str, ...]:
@@ -112,7 +119,7 @@ def copy_and_patch(checkout: Checkout, into: Path, patch: Path) -> None:
 def _merge(checkout: Checkout, into: Path, patch: Path) -> None:
     """`git apply --3way` in the copy, which borrows the objects of the user's repository."""
     objects = Path(_git(checkout.path, "rev-parse", "--git-path", "objects") or "")
-    environment = {**os.environ, "GIT_ALTERNATE_OBJECT_DIRECTORIES": str((checkout.path / objects).resolve())}
+    environment = {**_environment(), "GIT_ALTERNATE_OBJECT_DIRECTORIES": str((checkout.path / objects).resolve())}
     environment.update(GIT_CONFIG_NOSYSTEM="1", GIT_CONFIG_GLOBAL=os.devnull)
     misfits = fit(into, patch.read_bytes())[1]
     try:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,25 +110,42 @@ def _environment(build: Path) -> dict[str, str]:
 def _run(command: Sequence[str], build: Path, step: str, recipe: Recipe, progress: Progress | None) -> None:
     log = build.parent / f"{step}.log"
     tail: deque[str] = deque(maxlen=400)
-    with log.open("w", encoding="utf-8") as out:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env=_environment(build), text=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                out.write(line)
-                tail.append(line.rstrip())
-                if progress and (at := _position(line)):
-                    progress(*at)
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_environment(build),
+        text=True, encoding="utf-8", errors="replace", start_new_session=True,
+    )  # fmt: skip
+    with log.open("w", encoding="utf-8") as out, process, _stopped_with_us(process):
+        for line in process.stdout or ():
+            out.write(line)
+            tail.append(line.rstrip())
+            if progress and (at := _position(line)):
+                progress(*at)
+        code = process.wait()
     if code:
         raise _failure(step, code, list(tail), log, recipe)
+
+
+@contextmanager
+def _stopped_with_us(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Stop the build tool and its compilers when we are stopped: else they would go on behind the next build's back."""
+
+    def leave(*_: object) -> None:
+        raise SystemExit(143)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, leave) if main else None
+    try:
+        yield
+    except BaseException:
+        if sys.platform == "win32":
+            process.terminate()
+        else:
+            os.killpg(process.pid, signal.SIGINT)  # on which ninja and make remove half-written files
+        process.wait()
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _position(line: str) -> tuple[int, int] | None:

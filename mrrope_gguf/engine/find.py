@@ -88,7 +88,7 @@ def state(build: store.Engine, binding: str | None) -> str:
     from what the binding expects, so Python never loads it; its programs run.
     """
     pin = pins().get(binding or "")
-    if pin is None or build.pin != pin.release or _differs(build, pin):
+    if pin is None or not pin.patch.is_file() or build.pin != pin.release or _differs(build, pin):
         return "other llama.cpp"
     return "ready" if build.patch_hash == pin.patch_hash else "old patch"
 
