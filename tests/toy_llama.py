@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -90,7 +91,7 @@ def use(folder: Path, patch: str = PATCH, sha256: str = "0" * 64) -> None:
     line = f"{RELEASE} {COMMIT} llama_cpp_python-{RELEASE}.tar.gz {sha256}\n"
     (folder / "UPSTREAM").write_text(line, encoding="utf-8")
     (folder / f"llama-cpp-python-{RELEASE}.patch").write_text(patch, encoding="utf-8")
-    pins.data_dir = lambda: folder  # type: ignore[assignment]
+    pins.data_dir = lambda: folder
     pins.pins.cache_clear()
 
 
@@ -103,8 +104,6 @@ def put_sdist(cache: Path) -> str:
 
 def build_apart(folder: Path, source: Path, cache: Path) -> subprocess.Popen[str]:
     """A process that builds `source` with the patches in `folder`: says its lines, then the engine's folder."""
-    import os
-
     return subprocess.Popen(
         [sys.executable, "-m", "tests.toy_llama", str(folder), str(source)], cwd=ROOT, text=True,
         env={**os.environ, "MRROPE_CACHE": str(cache)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
