@@ -65,7 +65,7 @@ def test_what_it_leaves_alone(release: str) -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_blobs_are_named_in_full(release: str) -> None:
-    """`git apply --3way` looks them up in the user's repository, where a few digits may fit several (diff --full-index)."""
+    """`git apply --3way` looks them up in the user's repository: few digits may fit several (diff --full-index)."""
     lines = [line.split()[1] for line in pins.pin(release).patch.read_text().splitlines() if line.startswith("index ")]
     assert lines
     assert {len(line) for line in lines} == {82}

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from mrrope_gguf.engine import find
-from mrrope_gguf.engine.find import ENGINE, LIB_PATH, Choice, check_commit, choose
+from mrrope_gguf.engine.find import ENGINE, LIB_PATH, Choice, check_commit, choose, stock_lib
 from mrrope_gguf.errors import EngineTrouble
 
 INSTALL = "pip install 'mrrope-gguf[engine]'"
@@ -78,6 +78,8 @@ def llama_cpp(*, needs_patch: bool = False, tell: Callable[[str], object] = warn
 @cache
 def _check(module: ModuleType) -> None:
     lib = module.llama_cpp._lib
+    if Path(lib._name).parent == stock_lib():
+        return  # whatever it was built from, the binding was built with it
     check_commit(_text(lib, "ggml_commit"), binding_version(), str(lib._name))
 
 
