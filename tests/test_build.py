@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pybind11
 import pytest
 
 from mrrope_gguf.cli import main
@@ -19,6 +20,7 @@ from mrrope_gguf.engine.cmake import Recipe
 from mrrope_gguf.errors import EngineTrouble, Refused
 from tests import toy_llama
 
+ROOT = Path(__file__).parent.parent
 # a compiler and CMake are needed
 pytestmark = pytest.mark.engine
 
@@ -265,3 +267,19 @@ def test_usage(words: list[str]) -> None:
 def test_a_release_without_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "--pin", "0.1.1"]) == 1
     assert "no patch for the llama.cpp of llama-cpp-python 0.1.1" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not (ROOT / "CMakeLists.txt").is_file(), reason="not a checkout")
+def test_for_people_who_live_in_cmake(tmp_path: Path) -> None:
+    """-DMRROPE_BUILD_LLAMA=ON adds a target that runs this very command, with the arguments given."""
+    cmake, folder = toolchain.find("cmake"), tmp_path / "build"
+    assert cmake is not None
+    options = ["-DMRROPE_BUILD_LLAMA=ON", "-DMRROPE_LLAMA_ARGS=--pin;0.1.1;--backend;cpu"]
+    found = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    subprocess.run([cmake, "-S", ROOT, "-B", folder, *options, *found], check=True, capture_output=True)
+    command = [cmake, "--build", folder, "--target", "mrrope_llama"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no patch for the llama.cpp of llama-cpp-python 0.1.1" in done.stdout + done.stderr
+    subprocess.run([cmake, folder, "-DMRROPE_LLAMA_ARGS=--list"], check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)

@@ -18,6 +18,8 @@ t = m.rope_table("mrrope-pro", n_rot=128, freq_base=1e4, n_ctx_orig=4096, scale=
 assert (t.d_l, t.d_h, m.bound(t)) == (20, 46, 5490), (t.d_l, t.d_h, m.bound(t))
 x = np.ones((3, 2, 128), np.float32)
 assert np.isfinite(m.rope(x, np.arange(3), t)).all()
+from mrrope_gguf.engine.pins import header, pins
+assert header().is_file() and all(pin.patch.is_file() and "site-packages" in str(pin.patch) for pin in pins().values())
 assert abs(float(m.nll(np.zeros((1, 8), np.float32), np.array([3]))[0]) - np.log(8)) < 1e-6
 """
 
