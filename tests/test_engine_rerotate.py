@@ -14,7 +14,7 @@ from mrrope_gguf.engine import ActiveTable
 from mrrope_gguf.errors import EngineTrouble, MrropeError, Refused
 from mrrope_gguf.tables import RopeTable, rope_table, stored_factors
 from tests import tiny
-from tests.engine_models import model
+from tests.engine_models import MODELS, model
 from tests.engine_session import Keys, Table, kl, rel_rms, session
 from tests.engine_worker import Worker
 
@@ -180,6 +180,31 @@ def test_layers_without_rope_stay_as_they_are(engine: Worker, tmp_path: Path) ->
     start, _ = engine.call(rerotated, path, a)
     moved, _ = engine.call(rerotated, path, a, b)
     assert [bool((x.raw != y.raw).any()) for x, y in zip(start, moved, strict=True)] == [True, True, True, False]
+
+
+def one_key(path: Path, a: Table, b: Table, **settings: Any) -> tuple[Floats, Floats, Floats]:
+    """Logits of a second token: under b, after its forerunner's keys were turned from a to b, and under a.
+
+    A first token attends to itself alone: what it leaves in every layer depends on no table, but for its keys' turn.
+    """
+    found = []
+    with session(path, **settings) as s:
+        for before, after in ((b, b), (a, b), (a, a)):
+            s.clear()
+            s.set(before)
+            s.feed([9], first=37)
+            s.set(after)
+            found.append(s.feed([200])[0])
+    return found[0], found[1], found[2]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "stablelm", "smollm3", "gemma3", "yarn", "rope_freqs"])
+def test_every_layer_turns(engine: Worker, tmp_path: Path, name: str) -> None:
+    path = model(tmp_path, name, n_layer=tiny.ARCHS[MODELS[name]["arch"]].n_layer)
+    a, b = pair(8 if name == "stablelm" else 16)
+    for before in (a, None):
+        wanted, moved, stale = engine.call(one_key, path, before, b)
+        assert kl(wanted, moved) < 1e-4 * kl(wanted, stale)
 
 
 def test_whole_heads_of_a_quantised_cache(engine: Worker, tmp_path: Path) -> None:
