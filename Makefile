@@ -10,7 +10,7 @@ NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-reference lint bench wheel clean
+.PHONY: demo test engine test-reference lint bench wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mrrope demo --out demo
