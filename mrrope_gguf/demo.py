@@ -122,7 +122,8 @@ def _report(extended: Extended, runs: list[Run], n_ctx: int) -> str:
         ("seconds", *(f"{run.seconds:.0f}" for run in runs)),
     ]
     lines = [f"{left:<36}{a:>12}{b:>12}" for left, a, b in rows]
-    head = f"SmolLM2-135M-Instruct Q4_1, {table.method}, S = {table.scale:g}, static table, stock llama.cpp on the CPU"
+    runs_on = f"{engine.loaded_library().kind} llama.cpp on the CPU"
+    head = f"SmolLM2-135M-Instruct Q4_1, {table.method}, S = {table.scale:g}, static table, {runs_on}"
     return "\n".join([head, "", *lines, "", *_question(runs)])
 
 

@@ -272,11 +272,11 @@ def test_a_release_without_a_patch(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(not (ROOT / "CMakeLists.txt").is_file(), reason="not a checkout")
 def test_for_people_who_live_in_cmake(tmp_path: Path) -> None:
     """-DMRROPE_BUILD_LLAMA=ON adds a target that runs this very command, with the arguments given."""
-    cmake, folder = toolchain.find("cmake"), tmp_path / "build"
+    cmake, folder = toolchain.find("cmake"), str(tmp_path / "build")
     assert cmake is not None
     options = ["-DMRROPE_BUILD_LLAMA=ON", "-DMRROPE_LLAMA_ARGS=--pin;0.1.1;--backend;cpu"]
     found = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-    subprocess.run([cmake, "-S", ROOT, "-B", folder, *options, *found], check=True, capture_output=True)
+    subprocess.run([cmake, "-S", str(ROOT), "-B", folder, *options, *found], check=True, capture_output=True)
     command = [cmake, "--build", folder, "--target", "mrrope_llama"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0

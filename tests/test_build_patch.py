@@ -190,14 +190,14 @@ def test_a_tree_patched_already(checkout: Path, tmp_path: Path) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("release", RELEASES)
 def test_a_tree_finds_its_pin(trees: dict[str, Path], release: str, tmp_path: Path) -> None:
-    """By the patch that fits, where the commit is unknown."""
+    """By the patch that fits best, where the commit is unknown."""
     folder = part_of(trees[release], pins.pin(release).patch, tmp_path / "tree")
     for other in pins.pins().values():  # the other pins' files too, or they could not fit anyway
         for file in parse_patch(other.patch.read_bytes()):
             if (trees[release] / file.path).exists() and not (folder / file.path).exists():
                 (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(trees[release] / file.path, folder / file.path)
-    assert pin_for(open_checkout(folder), pins.pin(pins.PIN)).release == release
+    assert pin_for(open_checkout(folder)).release == release
 
 
 SMALL = b"""--- a/f.txt

@@ -67,9 +67,10 @@ def build(
 def _pin(release: str | None, checkout: Checkout | None) -> Pin:
     if release is not None:
         return pin(release)
+    if checkout is not None:
+        return pin_for(checkout)
     installed = binding_version()
-    default = pin(installed if installed in pins() else PIN)
-    return pin_for(checkout, default) if checkout else default
+    return pin(installed if installed in pins() else PIN)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ class _Job:
 
     @property
     def commit(self) -> str:
-        return self.pin.commit if self.checkout is None else self.checkout.commit or ""
+        if self.checkout is None:
+            return self.pin.commit
+        return f"{self.checkout.commit or ''}{'-dirty' if self.checkout.dirty else ''}"
 
     @property
     def key(self) -> str:

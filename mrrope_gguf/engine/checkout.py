@@ -19,11 +19,15 @@ _NOT_SOURCES = {".git", ".cache", ".venv", "__pycache__", "node_modules"}
 
 @dataclass(frozen=True)
 class Checkout:
-    """The tree at `path`: its files (relative), its commit where git knows it, and a hash of all their bytes."""
+    """The tree at `path`: its files (relative), its commit where git knows it, and a hash of all their bytes.
+
+    `dirty`: something that git tracks differs from the commit.
+    """
 
     path: Path
     files: tuple[str, ...]
     commit: str | None
+    dirty: bool
     digest: str
 
     @property
@@ -42,8 +46,9 @@ def open_checkout(path: Path) -> Checkout:
             fix=f"`mrrope build --source {inside}`" if inside.is_dir() else "name the root of a llama.cpp checkout",
         )
     commit = _git(path, "rev-parse", "HEAD") if _is_root(path) else None
+    dirty = bool(commit and _git(path, "status", "--porcelain", "--untracked-files=no"))
     files = _tracked(path) if commit else _walked(path)
-    return Checkout(path, files, commit, _digest(path, files))
+    return Checkout(path, files, commit, dirty, _digest(path, files))
 
 
 def _is_root(path: Path) -> bool:
@@ -89,16 +94,13 @@ def _digest(path: Path, files: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def pin_for(checkout: Checkout, otherwise: Pin) -> Pin:
-    """The pin whose patch this tree takes: that of its commit, else the first that fits as it is, else `otherwise`."""
-    if checkout.commit:
-        for pin in pins().values():
-            if pin.commit == checkout.commit:
-                return pin
-    for pin in pins().values():
-        if pin.patch.is_file() and not fit(checkout.path, pin.patch.read_bytes())[1]:
+def pin_for(checkout: Checkout) -> Pin:
+    """The pin whose patch this tree takes: that of its commit, else the one of which the fewest hunks do not fit."""
+    known = [pin for pin in pins().values() if pin.patch.is_file()]
+    for pin in known:
+        if pin.commit == checkout.commit:
             return pin
-    return otherwise
+    return min(known, key=lambda pin: len(fit(checkout.path, pin.patch.read_bytes())[1]))
 
 
 def copy_and_patch(checkout: Checkout, into: Path, patch: Path) -> None:

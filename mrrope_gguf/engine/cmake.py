@@ -114,7 +114,7 @@ def _run(command: Sequence[str], build: Path, step: str, recipe: Recipe, progres
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_environment(build),
         text=True, encoding="utf-8", errors="replace", start_new_session=True,
     )  # fmt: skip
-    with log.open("w", encoding="utf-8") as out, process, _stopped_with_us(process):
+    with log.open("w", encoding="utf-8", buffering=1) as out, process, _stopped_with_us(process):
         for line in process.stdout or ():
             out.write(line)
             tail.append(line.rstrip())

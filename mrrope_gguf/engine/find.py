@@ -94,7 +94,7 @@ def state(build: store.Engine, binding: str | None) -> str:
 
 
 def _differs(build: store.Engine, pin: Pin) -> bool:
-    # a tree that git does not know counts as another llama.cpp
+    # a tree with changes, or one that git does not know, counts as another llama.cpp unless the user names the build
     return build.commit != pin.commit
 
 

@@ -23,7 +23,8 @@ INFO = "engine.json"
 class Engine:
     """A build: `pin` is the llama-cpp-python release whose patch it has, `commit` the llama.cpp it was made from.
 
-    `built` is seconds since 1970. `commit` is empty where --source named a tree that git does not know.
+    `built` is seconds since 1970. `commit` is empty where --source named a tree that git does not know, and ends in
+    -dirty where that tree had changes.
     """
 
     path: Path
