@@ -31,7 +31,8 @@ class Arch:
     `swa`: "" (none), "own-base" (sliding layers have a base of their own), "same-base", "literal" (they
     ignore every scaling), "only" (in models with a window, only sliding layers have RoPE).
     `leak`: what a portable file changes in sliding layers too: "", "attn_factor" or "factors".
-    `static_only`: cached keys cannot be re-rotated, so no elastic context.
+    `static_only`: cached keys cannot be re-rotated, so no elastic context (a norm after RoPE, several positions for
+    one key, no shift, or indexer keys that lie in their cache as no RoPE made them).
     """
 
     name: str
@@ -185,13 +186,13 @@ maple            neox  swa:only
     "G": """
 deepseek2        norm                       # kq_scale holds attn_factor squared
 deepseek2-ocr    norm                       # plain heads, in fact NEOX pairs, with literal RoPE arguments
-deepseek32       norm                       # kq_scale holds attn_factor squared; a second roped indexer cache
+deepseek32       norm  static                # kq_scale holds attn_factor squared; a second roped indexer cache
 deepseek4        norm  nohook static swa:own-base  # rotates values back, which a table cannot follow
-glm-dsa          norm                       # kq_scale holds attn_factor squared; 1048576 tokens switch its indexers
+glm-dsa          norm  static                # kq_scale holds attn_factor squared; 1048576 tokens change its indexers
 mistral4         norm                       # kq_scale holds attn_factor squared
-dots3note        norm  swa:own-base         # a second roped indexer cache
+dots3note        norm  swa:own-base static  # a second roped indexer cache
 bailingmoe3      norm                       # hybrid; mrope with sections
-hy_v4            norm                       # with or without a second roped indexer cache
+hy_v4            norm                       # with a second roped indexer cache, where there is one, not elastic
 plm              norm
 """,
     "H": """

@@ -308,6 +308,8 @@ def _resolved(header: Header, arch: Arch, laid_out: Layers) -> Arch:
     elif arch.name == "dflash":
         plain = "norm" if header.u32("hyper_connection.count", 0) else "neox"
         arch = replace(arch, rope="mrope" if any(sections) else plain, static_only=any(sections))
+    elif arch.name == "hy_v4" and header.u32("attention.indexer.top_k", 0):
+        arch = replace(arch, static_only=True)
     if not any(laid_out.sliding):
         arch = replace(arch, swa="", leak="")
     elif arch.swa == "only" and laid_out.extended:

@@ -69,7 +69,7 @@ _HYBRID_INTERVAL = {"minimax-01": 8, "qwen3next": 4, "qwen35": 4, "qwen35moe": 4
 _ROPE_SWITCH = frozenset(("granite", "granitehybrid", "graniteswitch"))
 _DEFAULT_WINDOW = {"gemma2": 4096, "exaone-moe": 128}
 _EXAONE4_SLIDING = 64
-_BAICHUAN_ALIBI = 40
+_BAICHUAN_ROPE = 32  # the 7B model; its graph rotates for no other number of layers
 _LLAMA4_CHUNK = 8192
 
 
@@ -139,7 +139,7 @@ def _rope(header: Header, arch: Arch, n_layer: int, sliding: tuple[bool, ...]) -
     name = arch.name
     if arch.rope == "none" or (name in _ROPE_SWITCH and not header.flag("rope.scaling.finetuned", True)):
         return (False,) * n_layer
-    if name == "baichuan" and n_layer == _BAICHUAN_ALIBI:
+    if name == "baichuan" and n_layer != _BAICHUAN_ROPE:
         return (False,) * n_layer
     if name == "granite_swa":
         return tuple(map(bool, header.array("attention.rope_pattern", n_layer) or (1,) * n_layer))
