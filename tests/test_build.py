@@ -16,7 +16,7 @@ import pytest
 from mrrope_gguf.cli import main
 from mrrope_gguf.engine import pins, store, toolchain
 from mrrope_gguf.engine.build import build, library_file
-from mrrope_gguf.engine.cmake import Recipe
+from mrrope_gguf.engine.cmake import Recipe, _fix, _position
 from mrrope_gguf.errors import EngineTrouble, Refused
 from tests import toy_llama
 
@@ -200,6 +200,27 @@ def test_auto_wants_a_compiler_and_a_device(monkeypatch: pytest.MonkeyPatch) -> 
     assert toolchain.choose("auto") == "vulkan"
     monkeypatch.setattr(toolchain, "_has_device", lambda backend: True)
     assert toolchain.choose("auto") == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("line", "position"),
+    [("[12/238] Building C object x.o", (12, 238)), ("[ 7%] Building", (7, 100)), ("/x/y.cpp:1: warning: [3/4]", None)],
+)
+def test_progress_is_read_off_ninja_and_make(line: str, position: tuple[int, int] | None) -> None:
+    assert _position(line) == position
+
+
+def test_the_reason_of_a_failure() -> None:
+    """Memory, disk and the backend's tools each have a fix of their own."""
+    killed = ["[3/9] Building x.o", "c++: fatal error: Killed signal terminated program cc1plus"]
+    cases = [
+        (killed, "cpu", "-j 1"),
+        (["x.cpp: error: No space left on device"], "cpu", "MRROPE_CACHE"),
+        (["nvcc error : unsupported gpu"], "cuda", "--backend cpu"),
+        (["x.cpp:1: error: what"], "cpu", "mrrope doctor"),
+    ]
+    for tail, backend, word in cases:
+        assert word in _fix(tail, Recipe(backend)), tail  # type: ignore[arg-type]
 
 
 def test_the_flags_of_each_backend() -> None:

@@ -72,6 +72,7 @@ def test_the_newest_build_and_a_gpu_before_the_cpu() -> None:
         ({"patch_hash": "0" * 12}, "old patch"),
         ({"commit": "f" * 40}, "other llama.cpp"),
         ({"commit": ""}, "other llama.cpp"),
+        ({"commit": f"{PIN.commit}-dirty"}, "other llama.cpp"),
         ({"pin": "0.3.1"}, "other llama.cpp"),
     ],
 )

@@ -133,6 +133,7 @@ def test_an_unrelated_change_is_kept(checkout: Path, tmp_path: Path) -> None:
     path, _ = hunk_with_room()
     (checkout / path).write_bytes(b"// a line of mine\n" + (checkout / path).read_bytes())
     git(checkout, "commit", "--all", "--quiet", "-m", "mine")
+    assert not open_checkout(checkout).dirty
     copy_and_patch(open_checkout(checkout), tmp_path / "copy", patch_of_newest())
     assert (tmp_path / "copy" / path).read_bytes().startswith(b"// a line of mine\n")
 
@@ -143,6 +144,7 @@ def test_a_change_beside_a_hunk_is_merged(checkout: Path, tmp_path: Path) -> Non
     path, hunk = hunk_with_room()
     replace_line(checkout / path, hunk.old[0], hunk.start)
     assert fit(checkout, patch_of_newest().read_bytes())[1]
+    assert open_checkout(checkout).dirty
     copy_and_patch(open_checkout(checkout), tmp_path / "copy", patch_of_newest())
     merged = (tmp_path / "copy" / path).read_bytes()
     assert b"/* mine */ " + hunk.old[0] in merged
