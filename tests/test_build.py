@@ -122,6 +122,16 @@ def test_a_configuration_error_is_shown(cache: Path, tmp_path: Path) -> None:
     assert "unobtainium" in caught.value.why
 
 
+def test_more_options_for_cmake(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = toy_llama.FILES["CMakeLists.txt"] + 'if(MORE)\n    message(FATAL_ERROR "told ${MORE}")\nendif()\n'
+    tree = toy_llama.tree(tmp_path / "tree", **{"CMakeLists.txt": told})
+    make(source=tree)
+    monkeypatch.setenv("CMAKE_ARGS", "'-DMORE=two words'")
+    with pytest.raises(EngineTrouble, match="does not configure") as caught:
+        make(source=tree)
+    assert "told two words" in caught.value.why
+
+
 def test_a_library_without_the_patch_is_not_kept(cache: Path, tmp_path: Path) -> None:
     toy_llama.use(tmp_path / "patches", patch=toy_llama.PATCH.replace("llama_rope_table_set", "some_other_name"))
     with pytest.raises(EngineTrouble, match="without the patch"):

@@ -114,9 +114,8 @@ class _Job:
 
 def _compilers() -> list[str]:
     """The variables by which users choose compilers and their flags."""
-    return [
-        f"{name}={os.environ[name]}" for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS") if name in os.environ
-    ]
+    names = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CMAKE_ARGS")
+    return [f"{name}={os.environ[name]}" for name in names if name in os.environ]
 
 
 def _make(job: _Job, jobs: int, say: Say, progress: Progress | None) -> store.Engine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def configure(recipe: Recipe, source: Path, build: Path, commit: str) -> None:
     command = [_cmake(), "-S", str(source), "-B", str(build), *_generator(), *_launchers(), *recipe.flags()]
     # the copy is no repository: git would name the commit of whatever it lies in
     command += [f"-DLLAMA_BUILD_COMMIT={commit}", "-DLLAMA_BUILD_NUMBER=0", "-DGIT_EXE="]
+    command += shlex.split(os.environ.get("CMAKE_ARGS", ""))  # as llama-cpp-python's own build has it
     _run(command, build, "configure", recipe, None)
 
 
