@@ -125,6 +125,15 @@ def test_portable_and_engine_files_are_one(
     assert (found != engine.call(logits, path)).any()
 
 
+@pytest.mark.parametrize("name", ["qwen2", "gemma3"])
+def test_another_base(engine: Worker, tmp_path: Path, name: str) -> None:
+    (tmp_path / "other").mkdir()
+    other, path = model(tmp_path / "other", name, freq_base=5e4), model(tmp_path, name)
+    wanted = engine.call(logits, other, rope_scaling_type=PRO)
+    assert (engine.call(logits, path, rope_scaling_type=PRO, rope_freq_base=5e4) == wanted).all()
+    assert (engine.call(logits, path, rope_scaling_type=PRO) != wanted).any()
+
+
 def test_a_longrope_file(engine: Worker, stock: Worker, tmp_path: Path) -> None:
     # a file whose own table is chosen by length stays stock's
     path = model(tmp_path, "llama", n_layer=2, extra={"rope.scaling.type": "longrope"},

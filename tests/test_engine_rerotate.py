@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 # what one more rounding costs a key, times three: relative RMS
-PRECISION = {"f32": 1e-5, "f16": 6e-4, "bf16": 5e-3, "q8_0": 0.015, "q4_0": 0.25}
-CLOSE = {"f32": 1e-7, "f16": 1e-4, "bf16": 1e-3, "q8_0": 5e-3, "q4_0": 1.0}
+PRECISION = {"f32": 1e-5, "f16": 6e-4, "bf16": 5e-3, "q8_0": 0.015, "q5_1": 0.12, "q4_0": 0.25, "iq4_nl": 0.25}
+CLOSE = {"f32": 1e-7, "f16": 1e-4, "bf16": 1e-3, "q8_0": 5e-3, "q5_1": 0.2, "q4_0": 1.0, "iq4_nl": 1.0}
 
 
 def table(method: str = "mrrope-pro", scale: float = 4.0, n_rot: int = 16) -> RopeTable:

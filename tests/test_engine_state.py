@@ -14,7 +14,7 @@ from mrrope_gguf.extend import extend
 from mrrope_gguf.tables import RopeTable, rope_table
 from tests import tiny
 from tests.engine_models import model
-from tests.engine_session import HEAD, RECORD, Keys, Table, record_size, rel_rms, session
+from tests.engine_session import HEAD, RECORD, Keys, Session, Table, record_size, rel_rms, session
 from tests.engine_worker import Worker
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ pytestmark = pytest.mark.engine
 
 PRECISION = {"f32": 1e-5, "f16": 6e-4, "q8_0": 0.015}
 TOKENS = tiny.tokens(60)
-PARTIAL_ONLY = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: what a rollback needs, sliding windows alone
+# LLAMA_STATE_SEQ_FLAGS_: what a rollback needs, sliding windows alone; keys that stay where they are computed
+PARTIAL_ONLY, ON_DEVICE = 1, 2
 A = rope_table("mrrope-pro", n_rot=16, freq_base=1e4, n_ctx_orig=64, scale=4)
 B = rope_table("mrrope-uni", n_rot=16, freq_base=1e4, n_ctx_orig=64, scale=16)
 A32 = rope_table("mrrope-pro", n_rot=32, freq_base=1e4, n_ctx_orig=64, scale=4)
@@ -200,13 +201,36 @@ def test_copies_of_a_sequence(engine: Worker, tmp_path: Path, unified: bool) -> 
         assert rel_rms(keys.values, wanted[0].values) < PRECISION["f32"]
 
 
+def flagged(s: Session, flags: int) -> tuple[Any, int]:
+    """The state of sequence 0 with some flags, and its size."""
+    size = s.api.llama_state_seq_get_size_ext(s.ctx, 0, flags)
+    buffer = (ctypes.c_uint8 * size)()
+    assert s.api.llama_state_seq_get_data_ext(s.ctx, buffer, size, 0, flags) == size
+    return buffer, size
+
+
+def on_device(path: Path) -> list[Keys]:
+    """Keys under B of a state that was made under A in the same context and kept in its device's memory."""
+    with session(path, table=A) as s:
+        s.feed(TOKENS)
+        buffer, size = flagged(s, ON_DEVICE)
+        s.clear()
+        s.set(B)
+        assert s.api.llama_state_seq_set_data_ext(s.ctx, buffer, size, 0, ON_DEVICE) == size
+        return s.keys()
+
+
+def test_a_state_kept_on_the_device(engine: Worker, tmp_path: Path) -> None:
+    path = model(tmp_path, "llama")
+    wanted, _ = engine.call(fresh, path, B)
+    assert rel_rms(engine.call(on_device, path)[0].values, wanted[0].values) < PRECISION["f32"]
+
+
 def rolled_back(path: Path) -> tuple[list[Keys], list[Keys]]:
     """Keys under B before and after the windows alone are restored from a state made under A."""
     with session(path, table=A) as s:
         s.feed(TOKENS)
-        size = s.api.llama_state_seq_get_size_ext(s.ctx, 0, PARTIAL_ONLY)
-        buffer = (ctypes.c_uint8 * size)()
-        assert s.api.llama_state_seq_get_data_ext(s.ctx, buffer, size, 0, PARTIAL_ONLY) == size
+        buffer, size = flagged(s, PARTIAL_ONLY)
         s.set(B)
         before = s.keys()
         assert s.api.llama_state_seq_set_data_ext(s.ctx, buffer, size, 0, PARTIAL_ONLY) == size
