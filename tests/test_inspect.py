@@ -288,3 +288,19 @@ def test_engine_file_that_keeps_its_models_own_rope_freqs(
     found = extended(rope_freqs=[1, 1, 2, 4, 8, 8, 8, 8], extra=keys, rendering=rendering)
     assert found.stored is not None
     assert (found.stored.rendering, found.warnings) == (carrier, ())
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_table_that_stock_would_scale_once_more(tmp_path: Path, scaled: bool) -> None:
+    """rope.scaling.factor marks files for the patched engine; beside a tensor of the same table it misleads stock."""
+    table = rope_table("mrrope-pro", n_rot=16, freq_base=1e4, n_ctx_orig=64, scale=4)
+    ours = {"version": 1, "method": "mrrope-pro", "scale": 4.0, "attn_factor": 1.0, "radix": list(table.radix_values)}
+    extra: dict[str, Any] = {f"rope.scaling.mrrope.{word}": value for word, value in ours.items()}
+    extra["rope.scaling.original_context_length"] = 64
+    if scaled:
+        extra |= {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
+    factors = list(table.factor_values)
+    found = inspect(tiny.make(tmp_path / "m.gguf", n_ctx=256, rope_freqs=factors, extra=extra))
+    assert found.stored is not None
+    assert found.stored.rendering == ("engine" if scaled else "rope_freqs")
+    assert any("scales on top of the table" in warning for warning in found.warnings) == scaled
