@@ -15,7 +15,8 @@ import pytest
 
 from mrrope_gguf.cli import main
 from mrrope_gguf.engine import pins, store, toolchain
-from mrrope_gguf.engine.build import build, library_file
+from mrrope_gguf.engine.build import build, library_file, plan
+from mrrope_gguf.engine.checkout import open_checkout
 from mrrope_gguf.engine.cmake import Recipe, _fix, _position
 from mrrope_gguf.errors import EngineTrouble, Refused
 from tests import toy_llama
@@ -63,11 +64,8 @@ def test_lib_and_bin_find_each_other_wherever_they_are(cache: Path, tmp_path: Pa
 
 
 def test_flags_sources_and_patches_make_builds_of_their_own(cache: Path, tmp_path: Path) -> None:
-    from mrrope_gguf.engine.build import _Job
-    from mrrope_gguf.engine.checkout import open_checkout
-
     def key(recipe: Recipe, source: Path | None = None) -> str:
-        return _Job(recipe, pins.pin(toy_llama.RELEASE), open_checkout(source) if source else None).key
+        return plan(recipe, pins.pin(toy_llama.RELEASE), open_checkout(source) if source else None).key
 
     recipes = [Recipe("cpu"), Recipe("cuda"), Recipe("cpu", rpc=False), Recipe("cpu", server=False)]
     recipes += [Recipe("cpu", tests=True), Recipe("cpu", native=False)]
@@ -79,6 +77,22 @@ def test_flags_sources_and_patches_make_builds_of_their_own(cache: Path, tmp_pat
     keys.append(key(recipes[0]))
     assert len(set(keys)) == len(keys)
     assert keys[0].startswith("9.9.9-cpu-rpc-tools-")
+
+
+def test_a_patch_that_changes_while_it_compiles(cache: Path, tmp_path: Path) -> None:
+    """What is kept has the hash of what was compiled."""
+    before = pins.pin(toy_llama.RELEASE).patch_hash
+
+    def say(line: str) -> None:
+        if line.startswith("compiling"):
+            toy_llama.use(tmp_path / "patches", patch=toy_llama.PATCH.replace("return 7", "return 8"))
+
+    tree = toy_llama.tree(tmp_path / "tree")
+    engine = build(backend="cpu", server=False, release=toy_llama.RELEASE, source=tree, say=say)
+    after = pins.pin(toy_llama.RELEASE).patch_hash
+    assert (engine.patch_hash, engine.patch_hash == after) == (before, False)
+    again = make(source=tree)
+    assert (again.patch_hash, again.key == engine.key) == (after, False)
 
 
 def test_a_named_tree_is_copied_and_never_changed(cache: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mrrope_gguf.engine import store
@@ -17,7 +18,7 @@ from mrrope_gguf.engine.checkout import Checkout, copy_and_patch, open_checkout,
 from mrrope_gguf.engine.cmake import Recipe, compile_targets, configure
 from mrrope_gguf.engine.libllama import ROPE_TABLE_SYMBOL, binding_version
 from mrrope_gguf.engine.patching import apply_patch
-from mrrope_gguf.engine.pins import PIN, Pin, header, pin, pins
+from mrrope_gguf.engine.pins import PIN, Pin, added_hash, header, pin, pins
 from mrrope_gguf.engine.sdist import fetch_sdist, unpack
 from mrrope_gguf.engine.toolchain import choose, default_jobs, require_tools
 from mrrope_gguf.errors import EngineTrouble, FileTrouble
@@ -47,7 +48,7 @@ def build(
     """
     recipe = Recipe(choose(backend), rpc=rpc, server=server, tests=tests, native=native)
     checkout = open_checkout(Path(source)) if source is not None else None
-    job = _Job(recipe, _pin(release, checkout), checkout)
+    job = plan(recipe, _pin(release, checkout), checkout)
     if engine := store.read_engine(job.target):
         return engine
     require_tools()
@@ -75,9 +76,17 @@ def _pin(release: str | None, checkout: Checkout | None) -> Pin:
 
 @dataclass(frozen=True)
 class _Job:
+    """One build. Patch and header are read once: a build takes minutes, and these files may change meanwhile."""
+
     recipe: Recipe
     pin: Pin
     checkout: Checkout | None
+    patch: bytes
+    header: bytes
+
+    @cached_property
+    def patch_hash(self) -> str:
+        return added_hash(self.patch, self.header)
 
     @property
     def commit(self) -> str:
@@ -85,21 +94,15 @@ class _Job:
             return self.pin.commit
         return f"{self.checkout.commit or ''}{'-dirty' if self.checkout.dirty else ''}"
 
-    @property
+    @cached_property
     def key(self) -> str:
         """A folder's name: what a reader wants to know, and a hash of everything that makes the build what it is."""
         recipe = self.recipe
-        if not self.pin.patch.is_file():
-            raise EngineTrouble(
-                f"the patch for llama-cpp-python {self.pin.release} is not here", why=f"there is no {self.pin.patch}",
-                fix="reinstall mrrope-gguf",
-            )  # fmt: skip
         origin = self.checkout.digest if self.checkout else self.pin.sha256
-        everything = "\n".join([origin, self.pin.patch_hash, *recipe.flags(), *recipe.targets(), *_compilers()])
+        everything = "\n".join([origin, self.patch_hash, *recipe.flags(), *recipe.targets(), *_compilers()])
+        parts = {"rpc": recipe.rpc, "tools": recipe.server, "tests": recipe.tests}
         words = [self.pin.release if self.checkout is None else "source", recipe.backend]
-        words += [
-            word for word, there in (("rpc", recipe.rpc), ("tools", recipe.server), ("tests", recipe.tests)) if there
-        ]
+        words += [word for word, there in parts.items() if there]
         return "-".join([*words, hashlib.sha256(everything.encode()).hexdigest()[:10]])
 
     @property
@@ -110,6 +113,15 @@ class _Job:
     def work(self) -> Path:
         """Kept when a build fails, so that the next try goes on where it stopped."""
         return store.engines_dir() / f".work-{self.key}"
+
+
+def plan(recipe: Recipe, pin: Pin, checkout: Checkout | None = None) -> _Job:
+    """The build that a recipe, a patch and sources make. EngineTrouble where the package lacks the patch."""
+    try:
+        return _Job(recipe, pin, checkout, pin.patch.read_bytes(), header().read_bytes())
+    except OSError as error:
+        what = f"the patch for llama-cpp-python {pin.release} is not here"
+        raise EngineTrouble(what, why=str(error), fix="reinstall mrrope-gguf") from error
 
 
 def _compilers() -> list[str]:
@@ -138,15 +150,17 @@ def _make(job: _Job, jobs: int, say: Say, progress: Progress | None) -> store.En
 def _prepare(job: _Job, tree: Path, say: Say) -> None:
     """The patched sources in `tree`."""
     tree.mkdir(parents=True)
+    patch = job.work / job.pin.patch.name
+    patch.write_bytes(job.patch)
     if job.checkout:
         say(f"patching a copy of {job.checkout.path}")
-        copy_and_patch(job.checkout, tree, job.pin.patch)
+        copy_and_patch(job.checkout, tree, patch)
     else:
         archive = fetch_sdist(job.pin, say)
         say(f"unpacking and patching llama.cpp {job.commit[:9]}")
         unpack(archive, tree)
-        apply_patch(tree, job.pin.patch, job.pin.sdist)
-    shutil.copyfile(header(), tree / "src" / "mrrope.h")
+        apply_patch(tree, patch, job.pin.sdist)
+    (tree / "src" / "mrrope.h").write_bytes(job.header)
 
 
 def _install(job: _Job, out: Path, say: Say) -> store.Engine:
@@ -166,7 +180,7 @@ def _install(job: _Job, out: Path, say: Say) -> store.Engine:
     _check(new / "lib", say)
     recipe = job.recipe
     engine = store.Engine(
-        path=new, key=job.key, pin=job.pin.release, commit=job.commit, patch_hash=job.pin.patch_hash,
+        path=new, key=job.key, pin=job.pin.release, commit=job.commit, patch_hash=job.patch_hash,
         backend=recipe.backend, rpc=recipe.rpc, server=recipe.server, tests=recipe.tests, built=time.time(),
     )  # fmt: skip
     engine.save()

@@ -30,8 +30,13 @@ class Pin:
 
     @property
     def patch_hash(self) -> str:
-        """12 hex digits of what is added to the tree: the patch and mrrope.h."""
-        return hashlib.sha256(self.patch.read_bytes() + header().read_bytes()).hexdigest()[:12]
+        """That of the patch and mrrope.h as they are now."""
+        return added_hash(self.patch.read_bytes(), header().read_bytes())
+
+
+def added_hash(patch: bytes, header: bytes) -> str:
+    """12 hex digits of what is added to a tree."""
+    return hashlib.sha256(patch + header).hexdigest()[:12]
 
 
 def data_dir() -> Path:
