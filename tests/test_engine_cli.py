@@ -134,6 +134,29 @@ def test_another_base(engine: Worker, tmp_path: Path, name: str) -> None:
     assert (engine.call(logits, path, rope_scaling_type=PRO) != wanted).any()
 
 
+def two_contexts(path: Path) -> list[Floats]:
+    """Logits of three contexts of one model, turn and turn about: a table, the file's own RoPE, another table."""
+    with session(path, rope_scaling_type=PRO, n_ctx=256) as first:
+        held = [first]
+        for kind in (-1, UNI):
+            params = first.api.llama_context_default_params()
+            params.n_ctx, params.rope_scaling_type, params.type_k, params.type_v = 256, kind, 0, 0
+            params.flash_attn_type, params.n_threads, params.n_threads_batch = 0, 1, 1
+            held.append(Session(first.model, first.api.llama_init_from_model(first.model, params)))
+        halves = [[s.feed(part) for s in held] for part in (TOKENS[:70], TOKENS[70:])]
+        for s in held[1:]:
+            s.api.llama_free(s.ctx)
+    return [np.concatenate(parts) for parts in zip(*halves, strict=True)]
+
+
+def test_contexts_of_one_model_have_tables_of_their_own(engine: Worker, tmp_path: Path) -> None:
+    path = model(tmp_path, "llama", n_layer=2)
+    found = engine.call(two_contexts, path)
+    for kind, held in zip((PRO, -1, UNI), found, strict=True):
+        np.testing.assert_allclose(held, engine.call(logits, path, rope_scaling_type=kind), atol=1e-4)
+    assert all(np.abs(found[i] - found[(i + 1) % 3]).max() > 1e-2 for i in range(3))
+
+
 def test_a_longrope_file(engine: Worker, stock: Worker, tmp_path: Path) -> None:
     # a file whose own table is chosen by length stays stock's
     path = model(tmp_path, "llama", n_layer=2, extra={"rope.scaling.type": "longrope"},
