@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from mrrope_gguf.engine import pins
 from mrrope_gguf.engine.checkout import copy_and_patch, open_checkout, pin_for
 from mrrope_gguf.engine.patching import Hunk, apply_patch, fit, parse_patch
-from mrrope_gguf.engine.sdist import fetch_sdist, unpack
+from mrrope_gguf.engine.sdist import fetch_sdist
 from mrrope_gguf.errors import EngineTrouble
 
 RELEASES = list(pins.pins())
@@ -21,11 +22,19 @@ SIGNS = ("CMakeLists.txt", "src/llama-model.cpp")
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each pin's pristine tree, out of the sdist that pip fetched once; never written to."""
+    """Each pin's pristine tree, as far as any patch touches it, out of the sdist that pip fetched; never written to."""
+    wanted = {file.path for pin in pins.pins().values() for file in parse_patch(pin.patch.read_bytes())} | {*SIGNS}
     found = {}
     for release, pin in pins.pins().items():
-        found[release] = tmp_path_factory.mktemp(release) / "llama.cpp"
-        unpack(fetch_sdist(pin, print), found[release])
+        found[release] = tmp_path_factory.mktemp(release)
+        root = f"llama_cpp_python-{release}/vendor/llama.cpp/"
+        with tarfile.open(fetch_sdist(pin, print)) as tar:
+            for member in tar:
+                name = member.name.removeprefix(root)
+                source = tar.extractfile(member) if member.name != name and name in wanted else None
+                if source:
+                    (found[release] / name).parent.mkdir(parents=True, exist_ok=True)
+                    (found[release] / name).write_bytes(source.read())
     return found
 
 
@@ -191,15 +200,9 @@ def test_a_tree_patched_already(checkout: Path, tmp_path: Path) -> None:
 
 @pytest.mark.real
 @pytest.mark.parametrize("release", RELEASES)
-def test_a_tree_finds_its_pin(trees: dict[str, Path], release: str, tmp_path: Path) -> None:
+def test_a_tree_finds_its_pin(trees: dict[str, Path], release: str) -> None:
     """By the patch that fits best, where the commit is unknown."""
-    folder = part_of(trees[release], pins.pin(release).patch, tmp_path / "tree")
-    for other in pins.pins().values():  # the other pins' files too, or they could not fit anyway
-        for file in parse_patch(other.patch.read_bytes()):
-            if (trees[release] / file.path).exists() and not (folder / file.path).exists():
-                (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(trees[release] / file.path, folder / file.path)
-    assert pin_for(open_checkout(folder)).release == release
+    assert pin_for(open_checkout(trees[release])).release == release
 
 
 SMALL = b"""--- a/f.txt

