@@ -8,6 +8,7 @@ n_ctx <= original), with and without the temperature: perplexity inside the orig
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def measure(path: Path, text: str, n: int) -> NDArray[np.float32]:
 
 
 def main() -> None:
+    os.environ["MRROPE_ENGINE"] = "stock"
     original, text = fetch.fetch(fetch.SMOLLM2), fetch.article(fetch.fetch(fetch.BRITANNICA))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
