@@ -1,5 +1,6 @@
 # make demo   sets everything up, extends a real model and shows it working past its window
 # make test   lint, types, and every test CI runs
+# make test-full  and what is too slow for CI: llama-server, Hugging Face transformers
 # make engine the patched llama.cpp that tests run on
 PYTHON ?= python3
 VENV   := .venv
@@ -10,13 +11,16 @@ NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test engine test-reference lint bench wheel clean
+.PHONY: demo test test-full engine test-reference lint bench wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mrrope demo --out demo
 
 test: lint engine
 	$(BIN)/python -m pytest
+
+test-full: lint engine test-reference
+	MRROPE_TEST_FULL=1 $(BIN)/python -m pytest
 
 # what tests/conftest.py asks for, made here where its progress shows: 3 to 6 minutes on 2 cores, once
 engine: $(VENV)/.dev
