@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mrrope_gguf.architectures import architecture, architectures
+from mrrope_gguf.errors import Refused
 from mrrope_gguf.facts import read_facts
 from mrrope_gguf.gguf.index import open_gguf
 from mrrope_gguf.reexpress import RULES
@@ -21,6 +22,7 @@ from tools.engine_table import FROM_ZERO, NOT_BUILT, NOT_SAVED, OK, Expected
 pytestmark = pytest.mark.engine
 
 BUILT = [name for name in architectures() if name not in NOT_BUILT]
+ATTN_FACTOR = 1.1386  # the C++ test's own
 Report = dict[str, list[Line]]
 
 
@@ -70,6 +72,10 @@ def test_a_table_reaches_global_layers_alone_and_moves_cached_keys(name: str, re
             assert int(line["status"]) == want.status
             assert (line["differs"] == "1") == (want.status == OK)
             assert (line["nodes"] == "0") == (architectures()[name].rope == "none" or name == "baichuan")
+        if line.kind == "rope-node" and want.status == OK:
+            magnitude = float(line["attn_factor"]) ** 2 * float(line["kq_ratio"])
+            assert line["table"] == ("0" if line["swa"] == "1" else "1")
+            assert line["swa"] == "1" or magnitude == pytest.approx(ATTN_FACTOR**2, rel=1e-6)
         if line.kind == "rope-cache":
             assert int(line["status_cached"]) == want.cached
             assert ("keys" in want.proofs) <= (line["exact"] == "1")
@@ -99,7 +105,9 @@ def test_an_extended_file_is_the_table_it_holds(models: list[Path], engine: Work
     for path in models:
         name = path.stem.rsplit("-", 1)[0]
         if "file" not in expected(name).proofs:
-            pytest.skip("a table is refused")
+            with pytest.raises(Refused):
+                arch_models.extended(path, "engine")
+            continue
         far = name not in FROM_ZERO
         file = arch_models.extended(path, "engine")
         held = engine.call(arch_models.forward, file.path, far=far)
