@@ -61,6 +61,10 @@ MEANING = {
     "and back": "keys cached under one table, rotated to another and back, give the logits of before",
     "shift": "after a context shift the logits are those of the same tokens at the new positions",
 }
+_UNMOVED = {
+    **dict.fromkeys(("deepseek32", "dots3note", "glm-dsa"), "no: an indexer keeps keys of another layout"),
+    "hy_v4": "not if it has indexers",
+}
 _ROPE = {"norm": "NORM", "neox": "NEOX", "mrope": "M-RoPE", "imrope": "interleaved M-RoPE", "none": "none"}
 # a file of theirs can be made portable and engine, and the two are compared; the others' leak into sliding layers
 _LEAKS = ("granite_swa", "llama4", "step35")
@@ -132,7 +136,7 @@ def _cells(arch: Arch) -> list[str]:
             OK: "yes" if arch.cached else "no cache",
             NORM_AFTER: "no: normalized after RoPE",
             MROPE: "no: M-RoPE" + (", if it has sections" if arch.name in WITH_SECTIONS else ""),
-            NO_SHIFT: "no: they cannot be shifted" + (", if it has indexers" if arch.name in WITH_INDEXERS else ""),
+            NO_SHIFT: _UNMOVED.get(arch.name, "no: the cache has no shift"),
         }[cached]
     proofs = ", ".join(expected(arch).proofs) or f"not run: {NOT_BUILT[arch.name]}"
     return [f"`{arch.name}`", _ROPE[arch.rope], portable, table, keys, proofs]
@@ -144,9 +148,9 @@ def table() -> str:
     still = [arch for arch in architectures().values() if arch.rope == "none"]
     rows = [["architecture", "pairs", "portable file", "engine table", "cached keys move", "proven"], ["---"] * 6]
     rows += [_cells(arch) for arch in rotating]
-    named = "; ".join(
-        f"`{arch.name}`" + (f" (not run: {NOT_BUILT[arch.name]})" if arch.name in NOT_BUILT else "") for arch in still
-    )
+    notes = {name: f" (not run: {why})" for name, why in NOT_BUILT.items()}
+    notes |= dict.fromkeys(NOT_SAVED, " (run, but llama.cpp writes no file of it to compare)")
+    named = "; ".join(f"`{arch.name}`{notes.get(arch.name, '')}" for arch in still)
     meanings = "".join(f"- **{word}**: {meaning}.\n" for word, meaning in MEANING.items())
     return (
         f"{BEGIN}\n"
