@@ -101,6 +101,8 @@ def stock_library() -> Path:
         configure(recipe, kept / "tree", kept / "build", wanted.commit[:9])
         compile_targets(recipe, kept / "build", default_jobs())
         (kept / "build" / "bin").rename(kept / "lib")
+        for name in ("tree", "build"):
+            shutil.rmtree(kept / name)
     return kept / "lib"
 
 

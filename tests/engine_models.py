@@ -23,9 +23,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "yarn": {"arch": "llama", "n_layer": 1, "extra": YARN},
     "linear": {"arch": "llama", "n_layer": 1, "extra": LINEAR},
     "rope_freqs": {"arch": "llama", "n_layer": 1, "rope_freqs": OWN_FREQS},
-    # every fourth layer has no RoPE; five of six layers have a sliding window; RoPE on sliding windows alone
+    # every fourth layer has no RoPE; five of six, or one of two have a sliding window; RoPE on sliding windows alone
     "smollm3": {"arch": "smollm3"},
     "gemma3": {"arch": "gemma3"},
+    "gemma2": {"arch": "gemma2"},
     "cohere2": {"arch": "cohere2"},
     # keys normalized after RoPE, several positions a token, no RoPE
     "maincoder": {"arch": "maincoder"},
@@ -33,6 +34,24 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2vl": {"arch": "qwen2vl"},
     "gpt2": {"arch": "gpt2", "n_head_kv": 4},
 }
+
+RADIX = [1.0, 1.0, 1.25, 1.5, 1.5, 1.25, 1.0, 1.0]
+TABLE: dict[str, Any] = {
+    "version": 1,
+    "method": "mrrope-pro",
+    "scale": 4.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "attn_factor": 1.125,
+    "radix": RADIX,
+    "elastic": False,
+}
+
+
+def table_keys(changes: dict[str, Any], original: int = 64) -> dict[str, Any]:
+    """The keys of an extended file, for a head of 16, with changes to those of the table; None leaves one out."""
+    words = {f"rope.scaling.mrrope.{word}": value for word, value in {**TABLE, **changes}.items()}
+    return {**words, "context_length": 4 * original, "rope.scaling.original_context_length": original}
 
 
 def model(folder: Path, name: str, **changes: Any) -> Path:

@@ -10,29 +10,11 @@ import pytest
 
 from mrrope_gguf.engine import capture
 from tests import tiny
-from tests.engine_models import model
+from tests.engine_models import RADIX, model, table_keys
 from tests.engine_session import session
 from tests.engine_worker import Worker
 
 pytestmark = pytest.mark.engine
-
-RADIX = [1.0, 1.0, 1.25, 1.5, 1.5, 1.25, 1.0, 1.0]
-GOOD: dict[str, Any] = {
-    "version": 1,
-    "method": "mrrope-pro",
-    "scale": 4.0,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "attn_factor": 1.125,
-    "radix": RADIX,
-    "elastic": False,
-}
-
-
-def keys(changes: dict[str, Any], original: int = 64) -> dict[str, Any]:
-    """The keys of an extended file with changes to them; None leaves one out."""
-    words = {f"rope.scaling.mrrope.{word}": value for word, value in {**GOOD, **changes}.items()}
-    return {**words, "context_length": 4 * original, "rope.scaling.original_context_length": original}
 
 
 def opened(path: Path) -> tuple[str, str]:
@@ -95,14 +77,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def test_the_good_file_runs(engine: Worker, tmp_path: Path) -> None:
-    assert engine.call(opened, model(tmp_path, "llama", extra=keys({})))[0] == "logits"
-    assert engine.call(opened, model(tmp_path, "llama", extra=keys({"base_factors": [2.0] * 8})))[0] == "logits"
+    assert engine.call(opened, model(tmp_path, "llama", extra=table_keys({})))[0] == "logits"
+    assert engine.call(opened, model(tmp_path, "llama", extra=table_keys({"base_factors": [2.0] * 8})))[0] == "logits"
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_keys_do_not_load(engine: Worker, tmp_path: Path, kind: str) -> None:
     changes, words = BAD[kind]
-    outcome, log = engine.call(opened, model(tmp_path, "llama", extra=keys(changes)))
+    outcome, log = engine.call(opened, model(tmp_path, "llama", extra=table_keys(changes)))
     assert outcome == "no model"
     assert words in log
 
@@ -110,12 +92,12 @@ def test_bad_keys_do_not_load(engine: Worker, tmp_path: Path, kind: str) -> None
 @pytest.mark.parametrize("kind", BAD)
 def test_stock_runs_them_all(stock: Worker, tmp_path: Path, kind: str) -> None:
     # so it is the patch that reads these keys, and not another fault of the file
-    assert stock.call(opened, model(tmp_path, "llama", extra=keys(BAD[kind][0])))[0] == "logits"
+    assert stock.call(opened, model(tmp_path, "llama", extra=table_keys(BAD[kind][0])))[0] == "logits"
 
 
 @pytest.mark.parametrize(("name", "words"), [("gpt2", "RoPE"), ("cohere2", "attend to everything")])
 def test_a_table_for_a_model_that_has_nothing_to_turn(engine: Worker, tmp_path: Path, name: str, words: str) -> None:
-    changes = {k: v for k, v in keys({}, 16).items() if k != "rope.scaling.original_context_length"}
+    changes = {k: v for k, v in table_keys({}, 16).items() if k != "rope.scaling.original_context_length"}
     outcome, log = engine.call(opened, model(tmp_path, name, extra={**changes, "context_length": 64}))
     assert outcome in ("no model", "no context")
     assert words in log
@@ -124,7 +106,7 @@ def test_a_table_for_a_model_that_has_nothing_to_turn(engine: Worker, tmp_path: 
 @pytest.mark.parametrize("name", ["qwen2", "gemma3", "stablelm"])
 def test_other_architectures(engine: Worker, tmp_path: Path, name: str) -> None:
     short = {"radix": RADIX[:3]}
-    outcome, log = engine.call(opened, model(tmp_path, name, extra=keys(short)))
+    outcome, log = engine.call(opened, model(tmp_path, name, extra=table_keys(short)))
     assert outcome == "no model"
     assert "mrrope.radix has 3 numbers" in log
 

@@ -14,7 +14,7 @@ from mrrope_gguf.engine import ActiveTable, capture, get_table
 from mrrope_gguf.extend import extend
 from mrrope_gguf.gguf.index import open_gguf
 from tests import tiny
-from tests.engine_models import model
+from tests.engine_models import model, table_keys
 from tests.engine_session import Session, requantise, session
 from tests.engine_worker import Worker
 
@@ -46,7 +46,7 @@ def engine_file(source: Path, **wishes: Any) -> Path:
 
 
 @pytest.mark.parametrize("kind", [UNI, PRO])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "stablelm", "gemma3", "smollm3", "rope_freqs"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "stablelm", "gemma3", "gemma2", "smollm3", "rope_freqs"])
 def test_the_parameter_is_the_extended_file(engine: Worker, tmp_path: Path, name: str, kind: int) -> None:
     path = model(tmp_path, name, n_ctx=64)
     wanted = engine.call(logits, engine_file(path, scale=4, method=METHODS[kind]))
@@ -76,16 +76,28 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_parameters_of_the_table(engine: Worker, tmp_path: Path, kind: str) -> None:
+def test_parameters_of_the_table(engine: Worker, tmp_path: Path, kind: str, name: str) -> None:
     params, wishes, written = SETTINGS[kind]
-    plain = model(tmp_path, "llama")
+    plain = model(tmp_path, name)
     (tmp_path / "other").mkdir()
-    wanted = engine.call(logits, engine_file(model(tmp_path / "other", "llama", **written), **wishes))
+    wanted = engine.call(logits, engine_file(model(tmp_path / "other", name, **written), **wishes))
     found = engine.call(logits, plain, **{"rope_scaling_type": PRO, **params})
     assert (found == wanted).all()
     if kind != "n_ctx":
         assert (engine.call(logits, plain, rope_scaling_type=PRO) != found).any()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "llama"])
+def test_nothing_of_the_fallback_for_stock_is_left(engine: Worker, tmp_path: Path, name: str) -> None:
+    # on sliding windows neither, which the table does not reach
+    wanted = engine.call(logits, model(tmp_path, name, extra=table_keys({})))
+    scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.5}
+    for extra in (scaling, {**scaling, "rope.scaling.type": "linear"}):
+        path = model(tmp_path, name, extra={**table_keys({}), **extra})
+        assert (engine.call(logits, path) == wanted).all()
+    assert (engine.call(logits, model(tmp_path, name, extra=scaling)) != wanted).any()
 
 
 def test_a_window_that_holds_the_context_needs_no_table(engine: Worker, tmp_path: Path) -> None:

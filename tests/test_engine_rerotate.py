@@ -198,7 +198,7 @@ def one_key(path: Path, a: Table, b: Table, **settings: Any) -> tuple[Floats, Fl
     return found[0], found[1], found[2]
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "stablelm", "smollm3", "gemma3", "yarn", "rope_freqs"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "stablelm", "smollm3", "gemma3", "gemma2", "yarn", "rope_freqs"])
 def test_every_layer_turns(engine: Worker, tmp_path: Path, name: str) -> None:
     path = model(tmp_path, name, n_layer=tiny.ARCHS[MODELS[name]["arch"]].n_layer)
     a, b = pair(8 if name == "stablelm" else 16)

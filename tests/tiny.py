@@ -71,6 +71,10 @@ ARCHS: dict[str, Traits] = {
         n_layer=6,
         keys=(("attention.sliding_window", 16), ("rope.freq_base_swa", 10000.0)),
     ),
+    # every other layer slides, by the same base and scaling as the others
+    "gemma2": Traits(
+        post_norms=("post_attention_norm", "post_ffw_norm"), output=False, keys=(("attention.sliding_window", 16),)
+    ),
     # partial rotary: half of each head turns
     "stablelm": Traits(biases=("attn_norm", "ffn_norm", "output_norm"), keys=(("attention.layer_norm_epsilon", 1e-5),)),
     # RoPE on sliding-window layers alone, three in four
