@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,20 +30,13 @@ def test_function_survives_import_of_its_module(name: str) -> None:
     assert run(code) == "True"
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom mrrope_gguf.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     assert run(code).splitlines()[-1] == "[]"
-    mrrope = Path(sys.executable).parent / "mrrope"
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([mrrope, "--help"], capture_output=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.1, f"mrrope --help took {min(times) * 1000:.0f} ms at best"
 
 
 def test_extend_imports_nothing_heavy(tmp_path: Path) -> None:
