@@ -29,11 +29,10 @@ from mrrope_gguf.model import load
 WINDOW, SCALE, BUCKET = 32768, 4.0, 4096
 LENGTH = 40960
 RESULTS = Path(__file__).parent / "results" / "gemma_128k.json"
-FILES = ("original", "mrrope-pro", "mrrope-uni", "yarn")
+FILES = ("original", "mrrope-pro")
 WHATS = (
     *(f"perplexity/{name}" for name in FILES),
-    *(f"needles/{name}/{tokens}" for tokens in (24576, 40960) for name in FILES),
-    "needles/mrrope-pro/122880",
+    *(f"needles/{name}/{tokens}" for tokens in (24576, 40960, 65536) for name in FILES),
 )
 
 
@@ -107,7 +106,7 @@ def results() -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """What was measured, in Markdown."""
-    names = [name for name in FILES if f"perplexity/{name}" in found]
+    names = [what.split("/")[1] for what in found if what.startswith("perplexity/")]
     lines = ["| positions | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for i in range(LENGTH // BUCKET):
         cells = [f"{found[f'perplexity/{name}']['buckets'][i]:.2f}" for name in names]
@@ -116,13 +115,11 @@ def table(found: dict[str, Any]) -> str:
         cells = [f"**{found[f'perplexity/{name}'][key]:.2f}**" for name in names]
         lines.append(f"| **{label}** | " + " | ".join(cells) + " |")
     lines += ["", "| needles | file | found | mean loss of the true answer |", "|---|---|---|---|"]
-    for what in WHATS:
-        if what.startswith("needles/") and what in found:
-            _, name, length = what.split("/")
-            one = found[what]
-            lines.append(
-                f"| {int(length) // 1024}K tokens | {name} | {one['exact']} of {one['of']} | {one['loss']:.2f} |"
-            )
+    needles = [
+        (int(what.split("/")[2]), what.split("/")[1], found[what]) for what in found if what.startswith("needles")
+    ]
+    for length, name, one in sorted(needles, key=lambda needle: (needle[0], needle[1] != "original")):
+        lines.append(f"| {length // 1024}K tokens | {name} | {one['exact']} of {one['of']} | {one['loss']:.2f} |")
     return "\n".join(lines)
 
 
