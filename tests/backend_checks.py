@@ -7,7 +7,7 @@ from typing import Any
 
 from mrrope_gguf import tables
 from tests import tiny
-from tests.backends import F16, F32, Q8_0, TABLES, Job, Result, distance
+from tests.backends import F16, F32, Q8_0, SCENARIOS, Job, Result, distance
 
 WINDOW, SCALE = 64, 4
 CACHES = {F32: "f32", F16: "f16", Q8_0: "q8_0"}
@@ -35,13 +35,13 @@ def ran_on(result: Result, *backends: str) -> None:
     assert result.offloaded[0] == result.offloaded[1]
     assert result.cache == set(backends)
     # a graph that is used again is not logged again, so only what follows a change is left out
-    for phase in (*TABLES, "before"):
+    for phase in (*SCENARIOS, "before"):
         assert set(result.rope[phase]) == set(backends), phase
 
 
 def same_as_cpu(result: Result, cpu: Result, tolerance: float) -> None:
     """Each scenario's logits are the CPU's within `tolerance`, and the table moves them much further than that."""
-    for name in TABLES:
+    for name in SCENARIOS:
         assert distance(result[name], cpu[name]) <= tolerance, name
     later = len(cpu["rerotated"])
     for name, without in (("table", cpu["plain"]), ("rerotated", cpu["plain"][-later:]), ("shifted", cpu["restored"])):
@@ -58,5 +58,6 @@ def exact_in_one_layer(result: Result, cache: int, noise: float = 0) -> None:
     assert distance(result["rerotated"], result["table"][-later:]) <= limit
     assert distance(result["restored"], result["plain"][-later:]) <= limit
     assert distance(result["shifted"], result["afresh"]) <= limit
+    assert distance(result["holes"], result["holes_afresh"]) <= limit
     # had the keys been left alone, these would be equal instead
     assert distance(result["rerotated"], result["plain"][-later:]) > 4 * limit

@@ -34,7 +34,9 @@ F32, F16, Q8_0 = 0, 1, 8
 ALL_LAYERS = 999
 # how many tokens a context shift removes from the front
 SHIFT = 16
-TABLES = ("plain", "table", "rerotated", "restored", "shifted", "afresh")
+# positions whose cells are emptied before a table comes: what is left begins at odd cells
+HOLES = ((3, 5), (9, 10))
+SCENARIOS = ("plain", "table", "rerotated", "restored", "shifted", "afresh", "holes", "holes_afresh")
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Job:
     type_k: int = F16
     flash: bool = False
     reserve: bool = False
-    only: tuple[str, ...] = TABLES
+    only: tuple[str, ...] = SCENARIOS
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Result:
 
     plain: no table. table: from the start. rerotated: the table came when half the tokens were cached. restored: it
     came then, and went again. shifted: under the table, the first SHIFT tokens removed and the rest moved up by as
-    many. afresh: the tokens of `shifted` decoded where it moved them.
+    many. afresh: the tokens of `shifted` decoded where it moved them. holes: as `rerotated`, with HOLES in the cache.
+    holes_afresh: the same with the table from the start.
     """
 
     logits: dict[str, Floats]
@@ -287,9 +290,8 @@ class Engine:
         with self.context("before") as ctx:
             self.set_table(ctx, True)
             self.decode(ctx, self.job.tokens[: self.half], 0)
-            memory = self.api.llama_get_memory(ctx)
-            self.api.llama_memory_seq_rm(memory, 0, 0, SHIFT)
-            self.api.llama_memory_seq_add(memory, 0, SHIFT, -1, -SHIFT)
+            self.remove(ctx, 0, SHIFT)
+            self.api.llama_memory_seq_add(self.api.llama_get_memory(ctx), 0, SHIFT, -1, -SHIFT)
             self.phase("shifted")
             return self.decode(ctx, self.job.tokens[self.half :], self.half - SHIFT)
 
@@ -297,3 +299,24 @@ class Engine:
         with self.context("afresh") as ctx:
             self.set_table(ctx, True)
             return self.decode(ctx, self.job.tokens[SHIFT:], 0)[self.half - SHIFT :]
+
+    def holes(self) -> Floats:
+        return self._holed("holes", before=False)
+
+    def holes_afresh(self) -> Floats:
+        return self._holed("holes_afresh", before=True)
+
+    def _holed(self, name: str, before: bool) -> Floats:
+        with self.context("before") as ctx:
+            self.set_table(ctx, before)
+            self.decode(ctx, self.job.tokens[: self.half], 0)
+            for first, end in HOLES:
+                self.remove(ctx, first, end)
+            self.phase(name)
+            self.set_table(ctx, True)
+            return self.decode(ctx, self.job.tokens[self.half :], self.half)
+
+    def remove(self, ctx: Any, first: int, end: int) -> None:
+        """Empty the cells of positions first to end."""
+        if not self.api.llama_memory_seq_rm(self.api.llama_get_memory(ctx), 0, first, end):
+            raise RuntimeError(f"the memory does not give up positions {first} to {end}")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mrrope_gguf.engine import toolchain
+from mrrope_gguf.paths import cache_dir
 from tests import backend_checks as check
 from tests import backends, tiny
 from tests.backends import F16, F32, Q8_0, Job, Result
@@ -40,7 +41,10 @@ def vulkan() -> Path:
         pytest.skip(f"{reason}: tools/software_vulkan.sh installs what it takes")
     from mrrope_gguf.engine.build import build
 
-    return build(backend="vulkan", rpc=False, server=False, say=print).lib
+    with pytest.MonkeyPatch.context() as patch:
+        # a cache of its own: an engine for a GPU would be what everything else runs on from now on
+        patch.setenv("MRROPE_CACHE", str(cache_dir() / "tests-vulkan"))
+        return build(backend="vulkan", rpc=False, server=False, say=print).lib
 
 
 def missing() -> str | None:
