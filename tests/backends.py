@@ -34,8 +34,8 @@ F32, F16, Q8_0 = 0, 1, 8
 ALL_LAYERS = 999
 # how many tokens a context shift removes from the front
 SHIFT = 16
-# positions whose cells are emptied before a table comes: what is left begins at odd cells
-HOLES = ((3, 5), (9, 10))
+# positions whose cells are emptied before a table comes: runs of cells that are left begin anywhere
+HOLES = ((3, 5), (9, 10), (17, 24), (25, 31))
 SCENARIOS = ("plain", "table", "rerotated", "restored", "shifted", "afresh", "holes", "holes_afresh")
 
 
