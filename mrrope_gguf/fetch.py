@@ -90,7 +90,7 @@ def fetch(resource: Resource, say: Say | None = None) -> Path:
                     _append(part, Path(folder), out)
                 out.flush()
                 os.fsync(out.fileno())
-            _check(resource, whole)
+            require_sha256(whole, resource.sha256, "the download is not the file expected")
             os.replace(whole, path)
     except OSError as error:
         raise FileTrouble(
@@ -157,12 +157,13 @@ def _member(archive: Path, part: Part) -> Iterator[IO[bytes]]:
         ) from error
 
 
-def _check(resource: Resource, path: Path) -> None:
+def require_sha256(path: Path, expected: str, what: str, error: type[MrropeError] = MrropeError) -> None:
+    """An error that says `what` is wrong where the file's bytes are not the ones expected."""
     found = sha256(path)
-    if found != resource.sha256:
-        raise MrropeError(
-            f"{resource.filename}: the download is not the file expected",
-            why=f"sha256 is {found[:16]}..., expected {resource.sha256[:16]}...",
+    if found != expected:
+        raise error(
+            f"{path.name}: {what}",
+            why=f"sha256 is {found[:16]}..., expected {expected[:16]}...",
             fix="run the same command again; if it persists, the package index serves another file",
         )
 

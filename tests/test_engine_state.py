@@ -120,38 +120,35 @@ def test_a_state_turns_into_one_of_the_table_it_is_read_under(
         assert rel_rms(other[0].values, wanted[0].values) > 0.3  # leaving it as it is would not pass
 
 
+def turned(engine: Worker, path: Path, state: bytes, table: Table = None) -> tuple[Floats, Floats]:
+    """Assert that a state comes back whole with the keys of `table`; the next logits, and those of a fresh context."""
+    n, keys, logits = engine.call(restored, path, state, table)
+    wanted, expected = engine.call(fresh, path, table)
+    assert n == len(state)
+    assert rel_rms(keys[0].values, wanted[0].values) < PRECISION["f32"]
+    return logits, expected
+
+
 @pytest.mark.parametrize("name", ["yarn", "rope_freqs", "linear"])
 def test_a_state_of_stock_turns_from_the_scaling_of_the_model(
     engine: Worker, stock: Worker, tmp_path: Path, name: str
 ) -> None:
     path = model(tmp_path, name)
-    state = stock.call(saved, path)
-    n, keys, _ = engine.call(restored, path, state, A)
-    wanted, _ = engine.call(fresh, path, A)
-    assert n == len(state)
-    assert rel_rms(keys[0].values, wanted[0].values) < PRECISION["f32"]
+    turned(engine, path, stock.call(saved, path), A)
 
 
 @pytest.mark.parametrize("rendering", ["portable", "engine"])
 def test_a_state_of_stock_on_an_extended_file(engine: Worker, stock: Worker, tmp_path: Path, rendering: Any) -> None:
     # under stock the portable file turns by the table, and the other by YaRN of the same scale
     path = extend(model(tmp_path, "llama"), tmp_path / "out.gguf", scale=4, rendering=rendering).path
-    state = stock.call(saved, path)
-    n, keys, logits = engine.call(restored, path, state)
-    wanted, expected = engine.call(fresh, path)
-    assert n == len(state)
-    assert rel_rms(keys[0].values, wanted[0].values) < PRECISION["f32"]
+    logits, expected = turned(engine, path, stock.call(saved, path))
     np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("rendering", ["portable", "engine"])
 def test_an_extended_file_with_its_table_off(engine: Worker, tmp_path: Path, rendering: Any) -> None:
     path = extend(model(tmp_path, "llama"), tmp_path / "out.gguf", scale=4, rendering=rendering).path
-    state = engine.call(switched_off, path)
-    n, keys, _ = engine.call(restored, path, state)
-    wanted, _ = engine.call(fresh, path)
-    assert n == len(state)
-    assert rel_rms(keys[0].values, wanted[0].values) < PRECISION["f32"]
+    turned(engine, path, engine.call(switched_off, path))
 
 
 def switched_off(path: Path) -> bytes:

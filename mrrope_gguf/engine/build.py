@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +21,8 @@ from mrrope_gguf.engine.pins import PIN, Pin, added_hash, header, pin, pins
 from mrrope_gguf.engine.sdist import fetch_sdist, unpack
 from mrrope_gguf.engine.toolchain import choose, default_jobs, require_tools
 from mrrope_gguf.errors import EngineTrouble, FileTrouble
+from mrrope_gguf.fetch import Say
 from mrrope_gguf.progress import Progress
-
-Say = Callable[[str], None]
 
 
 def _silent(_: str) -> None:

@@ -7,15 +7,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from mrrope_gguf.engine.pins import Pin
 from mrrope_gguf.engine.store import sources_dir
 from mrrope_gguf.errors import EngineTrouble, FileTrouble
-from mrrope_gguf.fetch import sha256
-
-Say = Callable[[str], None]
+from mrrope_gguf.fetch import Say, require_sha256, sha256
 
 # 300 MB is the whole tree; nothing an sdist of this project holds comes near these
 MAX_FILE, MAX_TREE = 256 << 20, 2 << 30
@@ -66,13 +64,7 @@ def _download(pin: Pin, folder: Path) -> Path:
 
 def check_hash(archive: Path, pin: Pin) -> None:
     """EngineTrouble where the archive is not the pin's, byte for byte."""
-    found = sha256(archive)
-    if found != pin.sha256:
-        raise EngineTrouble(
-            f"{archive.name}: these are not the sources there is a patch for",
-            why=f"sha256 is {found[:16]}..., expected {pin.sha256[:16]}...",
-            fix="run the same command again; if it persists, the package index serves another file",
-        )
+    require_sha256(archive, pin.sha256, "these are not the sources there is a patch for", EngineTrouble)
 
 
 def unpack(archive: Path, into: Path) -> None:
