@@ -8,7 +8,6 @@ file keeps its temperature, holds either way.) `load` inherits everything, and r
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from mrrope_gguf.progress import Progress
 from mrrope_gguf.reexpress import moves_rows
 from mrrope_gguf.stored_table import carrier
 from mrrope_gguf.text import printable
+from mrrope_gguf.watch import guard_window, report_eval
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -109,9 +109,10 @@ def load(
         _check_memory(read_model(path), _setting(options), bool(options.get("logits_all")))
     _check_engine(file, scaling, allow_stock)
     llm = _construct(file, options)
-    _guard_window(llm, file.window, options)
+    if file.window and not options["swa_full"]:
+        guard_window(llm, file.window)
     if progress:
-        _report_eval(llm, progress)
+        report_eval(llm, progress)
     return llm
 
 
@@ -288,42 +289,3 @@ def _construct(file: _File, options: dict[str, Any]) -> Llama:
                 fix="`mrrope inspect` checks the file, verbose=True shows llama.cpp's whole log",
             ) from err
     return llm
-
-
-def _guard_window(llm: Llama, window: int, options: dict[str, Any]) -> None:
-    """Make a sliding-window cache say no when it is wound back past what it still holds.
-
-    llama.cpp drops keys that left the window. Llama reuses the prefix two prompts share and would go on without them;
-    on a "no" it evaluates the whole prompt again, as it does for recurrent models.
-    """
-    context = llm._ctx
-    if not window or options["swa_full"] or context.memory is None:
-        return
-    lowest = engine.llama_cpp().llama_cpp.llama_memory_seq_pos_min
-    remove, memory = type(context).kv_cache_seq_rm, context.memory
-    held, chunked = weakref.ref(context), llm.metadata.get("general.architecture") == "llama4"
-
-    def guarded(seq_id: int, p0: int, p1: int) -> bool:
-        # the first position that a token at p0 looks at
-        first = p0 // window * window if chunked else max(p0 - window + 1, 0)
-        if p0 > 0 and lowest(memory, max(seq_id, 0)) > first:
-            return False
-        return bool(remove(held(), seq_id, p0, p1))
-
-    context.kv_cache_seq_rm = guarded
-
-
-def _report_eval(llm: Llama, progress: Progress) -> None:
-    """Let llm.eval, which all of Llama's methods use, report prompts; single tokens of an answer are not reported."""
-    feed, held = type(llm).eval, weakref.ref(llm)
-
-    def evaluate(tokens: Sequence[int]) -> None:
-        llm = held()
-        assert llm is not None  # it is being called
-        total = len(tokens)
-        for start in range(0, total, llm.n_batch):
-            feed(llm, tokens[start : start + llm.n_batch])
-            if total > 1:
-                progress(min(start + llm.n_batch, total), total)
-
-    llm.eval = evaluate

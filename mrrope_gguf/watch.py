@@ -1,0 +1,52 @@
+"""What a loaded `llama_cpp.Llama` is made to do besides: report its progress, and keep to its sliding window."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mrrope_gguf import engine
+from mrrope_gguf.progress import Progress
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+
+def guard_window(llm: Llama, window: int) -> None:
+    """Make a sliding-window cache say no when it is wound back past what it still holds.
+
+    llama.cpp drops keys that left the window. Llama reuses the prefix two prompts share and would go on without them;
+    on a "no" it evaluates the whole prompt again, as it does for recurrent models.
+    """
+    context = llm._ctx
+    if context.memory is None:
+        return
+    lowest = engine.llama_cpp().llama_cpp.llama_memory_seq_pos_min
+    remove, memory = type(context).kv_cache_seq_rm, context.memory
+    held, chunked = weakref.ref(context), llm.metadata.get("general.architecture") == "llama4"
+
+    def guarded(seq_id: int, p0: int, p1: int) -> bool:
+        # the first position that a token at p0 looks at
+        first = p0 // window * window if chunked else max(p0 - window + 1, 0)
+        if p0 > 0 and lowest(memory, max(seq_id, 0)) > first:
+            return False
+        return bool(remove(held(), seq_id, p0, p1))
+
+    context.kv_cache_seq_rm = guarded
+
+
+def report_eval(llm: Llama, progress: Progress) -> None:
+    """Let llm.eval, which all of Llama's methods use, report prompts; single tokens of an answer are not reported."""
+    feed, held = type(llm).eval, weakref.ref(llm)
+
+    def evaluate(tokens: Sequence[int]) -> None:
+        llm = held()
+        assert llm is not None  # it is being called
+        total = len(tokens)
+        for start in range(0, total, llm.n_batch):
+            feed(llm, tokens[start : start + llm.n_batch])
+            if total > 1:
+                progress(min(start + llm.n_batch, total), total)
+
+    llm.eval = evaluate
