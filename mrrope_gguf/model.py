@@ -8,6 +8,7 @@ file keeps its temperature, holds either way.) `load` inherits everything, and r
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from mrrope_gguf.progress import Progress
 from mrrope_gguf.reexpress import moves_rows
 from mrrope_gguf.stored_table import carrier
 from mrrope_gguf.text import printable
-from mrrope_gguf.watch import guard_window, report_eval
+from mrrope_gguf.watch import OnStage, guard_window, report_eval, report_stages
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -62,6 +63,7 @@ class _File:
     method: str | None
     portable: bool
     reexpressed_from: str | None
+    elastic: bool
     window: int
 
     @property
@@ -73,6 +75,8 @@ def load(
     path: str | os.PathLike[str],
     n_ctx: int | None = None,
     *,
+    elastic: bool | None = None,
+    on_stage: OnStage | None = None,
     progress: Progress | None = None,
     allow_stock: bool = False,
     past_window: bool = False,
@@ -88,13 +92,19 @@ def load(
     so may rope_scaling_type: with "mrrope-pro" or "mrrope-uni" the patched engine runs a file that was not extended at
     any n_ctx (S = n_ctx / the file's, or 1/rope_freq_scale).
 
+    elastic: None does what the file says: of an extended file the patched engine runs the original model up to its own
+    context and lets the table grow with the conversation from there (a stock library cannot: the file's table is
+    static there, and a warning says so). True insists on it, also for rope_scaling_type="mrrope-pro"; False holds the
+    file's table from the first token on. engine.get_elastic(llm) tells the S in effect.
+    on_stage(change): called after a decode that moved the table, with a watch.StageChange.
     progress(done, total): called after every n_batch tokens of a prompt that any of Llama's methods evaluates.
     allow_stock: run a file for the patched engine on a stock library, where it is YaRN of the same scale.
     past_window: allow an n_ctx beyond the file's context, to see what an unextended model does there.
     check_memory: stop a model that does not fit before it loads; not done with n_gpu_layers.
 
-    Raises EngineTrouble (no libllama, a stock one for a file that needs the patch, a failure inside), DoesNotFit,
-    Refused (n_ctx past the file's context, a LoRA for a re-expressed file), BadFile, FileTrouble.
+    Raises EngineTrouble (no libllama, a stock one for a file or an option that needs the patch, a failure inside),
+    DoesNotFit, Refused (n_ctx past the file's context, a LoRA for a re-expressed file, elastic=True without a table or
+    with keys that cannot be rotated), BadFile, FileTrouble.
 
     >>> llm = load("model-ContextLength32k.gguf")  # doctest: +SKIP
     >>> llm.n_ctx()  # doctest: +SKIP
@@ -107,10 +117,14 @@ def load(
     options = _options(n_ctx, {**llama_kwargs, "rope_scaling_type": scaling})
     if check_memory and not options.get("vocab_only") and not options.get("n_gpu_layers"):
         _check_memory(read_model(path), _setting(options), bool(options.get("logits_all")))
-    _check_engine(file, scaling, allow_stock)
+    _check_engine(file, scaling, allow_stock, elastic)
     llm = _construct(file, options)
     if file.window and not options["swa_full"]:
         guard_window(llm, file.window)
+    if elastic is not None and engine.has_elastic():
+        engine.set_elastic(llm, elastic)
+    if on_stage and engine.has_elastic():
+        report_stages(llm, on_stage)
     if progress:
         report_eval(llm, progress)
     return llm
@@ -156,6 +170,7 @@ def _read(path: Path) -> _File:
             method=_optional(index, "mrrope.method"),
             portable=carrier(index, arch) != "engine",
             reexpressed_from=_optional(index, "mrrope.reexpressed_from"),
+            elastic=bool(index.get(f"{index.arch}.rope.scaling.mrrope.elastic", False)),
             window=window(header),
         )
 
@@ -205,22 +220,33 @@ def _scaling(given: dict[str, Any]) -> int:
     return -1 if value is None else int(value)
 
 
-def _check_engine(file: _File, scaling: int, allow_stock: bool) -> None:
+def _check_engine(file: _File, scaling: int, allow_stock: bool, elastic: bool | None) -> None:
     """EngineTrouble where what holds the table, the file's metadata or the caller's word, is nothing to stock."""
     named = {number: name for name, number in ROPE_SCALING.items() if name.startswith("mrrope")}.get(scaling)
-    own = file.method not in (None, "none") and not file.portable and scaling != ROPE_SCALING["none"]
-    if not named and (not own or allow_stock):
+    table = file.method not in (None, "none") and scaling != ROPE_SCALING["none"]
+    own = table and not file.portable
+    if not named and not elastic and (not own or allow_stock):
         engine.llama_cpp()
+        if table and file.elastic and elastic is None and not engine.has_elastic():
+            because, fix = engine.why_stock()
+            warnings.warn(
+                f"{file.name}: its {file.method} table is static here, in effect from the first token on: {because}; "
+                f"for elastic context {fix}, or load(..., elastic=False) to do without it",
+                stacklevel=3,
+            )
         return
     engine.llama_cpp(needs_patch=True)
     library = engine.loaded_library()
-    if library.has_rope_table:
+    if library.has_rope_table and (engine.has_elastic() or not elastic):
         return
     because, fix = engine.why_stock()
     stock = f"the stock libllama in {library.path.parent}"
     if named:
         what = f"rope_scaling_type={named!r} needs the patched engine"
         raise EngineTrouble(f"{file.name}: {what}", why=f"{stock} does not know it; {because}", fix=fix)
+    if elastic:
+        what = "elastic=True needs the patched engine"
+        raise EngineTrouble(f"{file.name}: {what}", why=f"{stock} has static tables only; {because}", fix=fix)
     raise EngineTrouble(
         f"{file.name}: this file needs the patched engine",
         why=f"its {file.method} table is metadata that {stock} does not read; {because}",

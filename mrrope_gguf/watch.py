@@ -1,16 +1,59 @@
-"""What a loaded `llama_cpp.Llama` is made to do besides: report its progress, and keep to its sliding window."""
+"""What a loaded `llama_cpp.Llama` is made to do besides: report progress and stages, keep to its sliding window."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf import engine
 from mrrope_gguf.progress import Progress
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
+
+
+@dataclass(frozen=True)
+class StageChange:
+    """The table of an elastic context moved from S = `before` to S = `after`; 1 is the original model.
+
+    `n_tokens` is the length of the longest sequence after the decode that moved it. Stages may have been passed over.
+    """
+
+    n_tokens: int
+    before: float
+    after: float
+
+
+OnStage = Callable[[StageChange], object]
+
+
+def report_stages(llm: Llama, on_stage: OnStage) -> None:
+    """Call on_stage after every decode, whichever of Llama's methods asked for it, that left another table behind."""
+    context = llm._ctx
+    decode, held = type(context).decode, weakref.ref(context)
+    seen = engine.get_elastic(context.ctx).scale
+
+    def watched(batch: Any) -> None:
+        nonlocal seen
+        context = held()
+        assert context is not None  # it is being called
+        before = seen
+        try:
+            decode(context, batch)
+        finally:
+            seen = engine.get_elastic(context.ctx).scale
+        if seen != before:
+            on_stage(StageChange(_n_tokens(context), before, seen))
+
+    context.decode = watched
+
+
+def _n_tokens(context: Any) -> int:
+    api = engine.llama_cpp().llama_cpp
+    n_seq = api.llama_n_seq_max(context.ctx)
+    return max(int(api.llama_memory_seq_pos_max(context.memory, seq)) + 1 for seq in range(n_seq))
 
 
 def guard_window(llm: Llama, window: int) -> None:

@@ -14,7 +14,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf.engine.libllama import ROPE_TABLE_SYMBOL, llama_cpp, loaded_library
-from mrrope_gguf.errors import EngineTrouble, Refused
+from mrrope_gguf.errors import EngineTrouble, MrropeError, Refused
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -68,9 +68,7 @@ def set_factors(llm: Llama | int, factors: Sequence[float], attn_factor: float =
     Raises as set_table does; Refused also for no factors at all, which set_table(llm, None) is for.
     """
     if not len(factors):
-        raise _refusal(
-            BAD_COUNT, "0 factors were given", "the model's own scaling comes back with set_table(llm, None)"
-        )
+        raise refusal(BAD_COUNT, "0 factors were given", "the model's own scaling comes back with set_table(llm, None)")
     _set(llm, factors, attn_factor)
 
 
@@ -79,7 +77,7 @@ def get_table(llm: Llama | int) -> ActiveTable | None:
 
     Raises EngineTrouble on a stock library.
     """
-    api, ctx = _api(), _context(llm)
+    api, ctx = _api(), context_of(llm)
     method = api.method(ctx).decode()
     n = api.n(ctx)
     if method == "none" or not n:
@@ -95,14 +93,14 @@ def table_size(llm: Llama | int) -> int:
 
     Raises EngineTrouble on a stock library.
     """
-    return int(_api().n(_context(llm)))
+    return int(_api().n(context_of(llm)))
 
 
 def _set(llm: Llama | int, factors: Sequence[float], attn_factor: float) -> None:
-    api, ctx, n = _api(), _context(llm), len(factors)
+    api, ctx, n = _api(), context_of(llm), len(factors)
     status = api.set(ctx, (ctypes.c_float * n)(*factors) if n else None, n, attn_factor)
     if status != OK:
-        raise _refusal(status, _why(api, ctx, status, factors, attn_factor))
+        raise refusal(status, _why(api, ctx, status, factors, attn_factor))
 
 
 def _why(api: _Api, ctx: int, status: int, factors: Sequence[float], attn_factor: float) -> str:
@@ -122,12 +120,13 @@ def _usable(value: float) -> bool:
     return isfinite(value) and ctypes.c_float(value).value > 0 and isfinite(ctypes.c_float(value).value)
 
 
-def _refusal(status: int, why: str, fix: str = "") -> EngineTrouble | Refused:
+def refusal(status: int, why: str, fix: str = "", what: str = "the rope table was not changed") -> MrropeError:
+    """The error for a status that is not OK, with the fix that belongs to it."""
     kind = EngineTrouble if status == FAILED else Refused
-    return kind("the rope table was not changed", why=why, fix=fix or _FIXES.get(status, ""))
+    return kind(what, why=why, fix=fix or _FIXES.get(status, ""))
 
 
-def _context(llm: Llama | int) -> int:
+def context_of(llm: Llama | int) -> int:
     """The llama_context * behind a Llama, or the pointer itself."""
     if isinstance(llm, int):
         return llm
