@@ -24,9 +24,9 @@ class Decoder:
     def __init__(self, llm: Any) -> None:
         import llama_cpp
 
-        self._api = llama_cpp
-        self._ctx = llm._ctx.ctx
-        self._memory = llama_cpp.llama_get_memory(self._ctx)
+        self.api = llama_cpp
+        self.ctx = llm._ctx.ctx
+        self._memory = llama_cpp.llama_get_memory(self.ctx)
         self._n_vocab = llm.n_vocab()
         self._chunk = min(CHUNK, llm.n_batch)
         self._batch = llama_cpp.llama_batch_init(self._chunk, 0, 1)
@@ -54,17 +54,17 @@ class Decoder:
                 progress(start + len(chunk), len(tokens))
             rows = len(chunk) if every else int(last)
             if rows:
-                pointer = self._api.llama_get_logits(self._ctx)
+                pointer = self.api.llama_get_logits(self.ctx)
                 yield np.ctypeslib.as_array(pointer, shape=(rows, self._n_vocab))
 
     def rewind(self, n_past: int) -> None:
         """Forget every token from position `n_past` on."""
-        if not self._api.llama_memory_seq_rm(self._memory, 0, n_past, -1):
+        if not self.api.llama_memory_seq_rm(self._memory, 0, n_past, -1):
             raise EngineTrouble("this model's memory cannot be rewound", why="it holds a recurrent state, not keys")
         self.n_past = n_past
 
     def close(self) -> None:
-        self._api.llama_batch_free(self._batch)
+        self.api.llama_batch_free(self._batch)
 
     def __enter__(self) -> Decoder:
         return self
@@ -89,7 +89,7 @@ class Decoder:
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
             batch.logits[i] = every or (last and i == len(chunk) - 1)
-        status = self._api.llama_decode(self._ctx, batch)
+        status = self.api.llama_decode(self.ctx, batch)
         if status:
             raise EngineTrouble(f"llama_decode failed at token {self.n_past}", why=f"it returned {status}")
         self.n_past += len(chunk)

@@ -1,4 +1,4 @@
-"""Needles in a noise haystack: RULER's single-needle sentences, several named keys in one text.
+"""Needles in a haystack of noise or prose: RULER's single-needle sentences, several named keys in one text.
 
 Source: RULER (arXiv 2404.06654) for the needle, the question and the noise. Ten keys in one haystack share a single
 prefill: each question is decoded after it and rolled back.
@@ -7,6 +7,7 @@ prefill: each question is decoded after it and rolled back.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,28 +56,48 @@ class Haystack:
     positions: dict[str, int]
 
 
-def haystack(llm: Any, n_tokens: int, keys: Sequence[str] = KEYS, seed: int = 42) -> Haystack:
+def haystack(llm: Any, n_tokens: int, keys: Sequence[str] = KEYS, seed: int = 42, prose: str | None = None) -> Haystack:
     """A text of at most `n_tokens` tokens with one needle for each key, spread evenly over its length.
 
-    Raises ValueError if the needles alone do not fit.
+    Between the needles stands the noise, over and over, or the sentences of `prose` from its first on.
+    Raises ValueError if the needles alone do not fit, or if the prose is too short.
     """
     rng = random.Random(seed)
     values = {key: str(rng.randint(10**6, 10**7 - 1)) for key in keys}
-    noise = _tokens(llm, " " + NOISE)
     needles = [_tokens(llm, " " + NEEDLE.format(key=key, value=values[key])) for key in keys]
     tokens = _tokens(llm, INTRO, start=True)
     room = n_tokens - len(tokens) - sum(map(len, needles))
-    fill = room // len(noise)
-    if fill < len(keys):
+    fill = _noise(llm, room) if prose is None else _sentences(llm, prose, room)
+    if len(fill) < len(keys):
         raise ValueError(f"{len(keys)} needles need more than {n_tokens} tokens")
+    total, read = sum(map(len, fill)), 0
     positions: dict[str, int] = {}
-    for done in range(fill):
+    for part in fill:
         due = len(positions)
-        if due < len(keys) and done >= (due + 0.5) * fill / len(keys):
+        if due < len(keys) and read >= (due + 0.5) * total / len(keys):
             positions[keys[due]] = len(tokens)
             tokens += needles[due]
-        tokens += noise
+        tokens += part
+        read += len(part)
     return Haystack(tuple(tokens), values, positions)
+
+
+def _noise(llm: Any, room: int) -> list[list[int]]:
+    """As many repetitions of the noise as `room` tokens hold."""
+    noise = _tokens(llm, " " + NOISE)
+    return [noise] * (room // len(noise))
+
+
+def _sentences(llm: Any, prose: str, room: int) -> list[list[int]]:
+    """The first sentences of `prose` that fill `room` tokens, line breaks taken out. The last one may be cut."""
+    found: list[list[int]] = []
+    for sentence in re.split(r"(?<=[.!?])\s+", prose):
+        tokens = _tokens(llm, " " + " ".join(sentence.split()))[:room]
+        room -= len(tokens)
+        found.append(tokens)
+        if not room:
+            return found
+    raise ValueError(f"the prose is {room} tokens too short for this haystack")
 
 
 def ask(llm: Any, hay: Haystack, progress: Progress | None = None) -> list[Answer]:
@@ -84,7 +105,12 @@ def ask(llm: Any, hay: Haystack, progress: Progress | None = None) -> list[Answe
     with Decoder(llm) as decoder:
         for _ in decoder.logits(hay.tokens, every=False, progress=progress):
             pass
-        return [_ask_one(llm, decoder, hay, key) for key in hay.values]
+        return answers(llm, decoder, hay)
+
+
+def answers(llm: Any, decoder: Decoder, hay: Haystack) -> list[Answer]:
+    """The same for a decoder that has read the haystack's tokens and no more."""
+    return [_ask_one(llm, decoder, hay, key) for key in hay.values]
 
 
 def _ask_one(llm: Any, decoder: Decoder, hay: Haystack, key: str) -> Answer:
