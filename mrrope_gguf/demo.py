@@ -94,7 +94,8 @@ def _measure(name: str, path: Path, text: str, n_ctx: int, n_needles: int, n_thr
     started = time.monotonic()
     threads: Any = {"n_threads": n_threads, "n_threads_batch": n_threads}
     # plain attention reads long prompts faster than flash attention on a CPU
-    llm: Any = load(path, n_ctx=n_ctx, past_window=True, flash_attn=False, **threads)
+    elastic = None if engine.has_elastic() else False
+    llm: Any = load(path, n_ctx=n_ctx, past_window=True, flash_attn=False, elastic=elastic, **threads)
     try:
         tokens = llm.tokenize(text.encode(), add_bos=True, special=False)[:n_ctx]
         with Bar(f"{name}, article", ("tok", 1)) as bar:
@@ -123,7 +124,8 @@ def _report(extended: Extended, runs: list[Run], n_ctx: int) -> str:
     ]
     lines = [f"{left:<36}{a:>12}{b:>12}" for left, a, b in rows]
     runs_on = f"{engine.loaded_library().kind} llama.cpp on the CPU"
-    head = f"SmolLM2-135M-Instruct Q4_1, {table.method}, S = {table.scale:g}, static table, {runs_on}"
+    mode = "elastic" if engine.has_elastic() else "static table"
+    head = f"SmolLM2-135M-Instruct Q4_1, {table.method}, S = {table.scale:g}, {mode}, {runs_on}"
     return "\n".join([head, "", *lines, "", *_question(runs)])
 
 

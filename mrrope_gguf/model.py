@@ -227,7 +227,7 @@ def _check_engine(file: _File, scaling: int, allow_stock: bool, elastic: bool | 
     own = table and not file.portable
     if not named and not elastic and (not own or allow_stock):
         engine.llama_cpp()
-        if table and file.elastic and elastic is None and not engine.has_elastic():
+        if table and file.portable and file.elastic and elastic is None and not engine.has_elastic():
             because, fix = engine.why_stock()
             warnings.warn(
                 f"{file.name}: its {file.method} table is static here, in effect from the first token on: {because}; "

@@ -197,7 +197,7 @@ def test_what_extend_makes_of_a_qwen2(tmp_path: Path) -> None:
     with pytest.raises(EngineTrouble, match="needs the patched engine"):
         load(for_engine)
     assert load(for_engine, allow_stock=True).n_ctx() == 256
-    llm = load(portable)
+    llm = load(portable, elastic=False)
     assert (llm.n_ctx(), llm.metadata["general.architecture"]) == (256, "llama")
     with pytest.raises(Refused, match="LoRA"):
         load(portable, lora_path="adapter.gguf")
