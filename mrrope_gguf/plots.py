@@ -1,8 +1,12 @@
-"""Three pictures: factors by pair, perplexity by position, the bound curve. matplotlib is imported when first asked."""
+"""Pictures: factors by pair, perplexity and its differences by position, needles by length, the bound curve.
+
+matplotlib is imported when first asked.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import expm1
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +99,44 @@ def _mark_cut(axes: Any, x: Values, y: Values, top: float, colour: str) -> None:
         share = (top - float(y[before])) / ((float(y[after]) - float(y[before])) or 1.0)
         crossing = float(x[before]) + max(share, 0.0) * (float(x[after]) - float(x[before]))
         _note(axes, f"up to {float(max(y)):,.0f}", (crossing, 1), (6, -4), colour, "left")
+
+
+def plot_needles(series: Mapping[str, tuple[Values, Values]], n_ctx_orig: int, path: str | Path) -> None:
+    """Loss of the hidden answers against the text's length: {name: (lengths (k,), mean NLL (k,))}.
+
+    Raises as plot_perplexity does.
+    """
+    if not series or any(len(x) == 0 or len(x) != len(y) for x, y in series.values()):
+        raise ValueError("plot_needles needs series of as many lengths as losses, one or more of each")
+    figure, axes = _canvas("length of the text (tokens)", "loss of the right answer, nats a token (lower is better)")
+    for (name, (x, y)), colour in zip(series.items(), _colours(len(series)), strict=True):
+        axes.plot(x, y, color=colour, label=name, marker="o", markersize=4.5, linewidth=2, zorder=3)
+    axes.set_ylim(bottom=0)
+    _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+    _token_ticks(axes.xaxis)
+    _finish(figure, axes, "Ten numbers hidden in one text", path)
+
+
+def plot_intervals(
+    series: Mapping[str, Mapping[int, tuple[float, float, float]]], n_ctx_orig: int, path: str | Path
+) -> None:
+    """Differences of mean loss by position, each with an interval: {other: {position: (mean, low, high)}}, in nats.
+
+    Shown as per cent of perplexity; below 0 the first of the two is better. Raises as plot_perplexity does.
+    """
+    if not series or not all(series.values()):
+        raise ValueError("plot_intervals needs series of one point or more")
+    figure, axes = _canvas("position (tokens)", "perplexity, elastic against the other (%)")
+    axes.axhline(0, color=_INK, linewidth=0.9)
+    gap = 180 * max(x for points in series.values() for x in points) / 32768  # side by side, not one upon another
+    for i, ((name, points), colour) in enumerate(zip(series.items(), _colours(len(series)), strict=True)):
+        x = [at + (i - (len(series) - 1) / 2) * gap for at in points]
+        mean, low, high = ([100 * expm1(p[k]) for p in points.values()] for k in range(3))
+        ends = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
+        axes.errorbar(x, mean, ends, color=colour, label=name, fmt="o", markersize=5, capsize=3, linewidth=1.6)
+    _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+    _token_ticks(axes.xaxis)
+    _finish(figure, axes, "What elastic gains, with 95 % intervals", path)
 
 
 def plot_bound(curves: Mapping[str, BoundCurve], path: str | Path, n_ctx_orig: int | None = None) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from mrrope_gguf.bound import bound_curve
 from mrrope_gguf.errors import FileTrouble, MrropeError
-from mrrope_gguf.plots import plot_bound, plot_factors, plot_perplexity
+from mrrope_gguf.plots import plot_bound, plot_factors, plot_intervals, plot_needles, plot_perplexity
 from mrrope_gguf.tables import RopeTable, rope_table
 
 FACTS: dict[str, Any] = {"n_rot": 64, "freq_base": 1e5, "n_ctx_orig": 8192}
@@ -145,3 +145,31 @@ def test_a_suffix_matplotlib_does_not_know(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     with pytest.raises(MrropeError, match=r"f\.plot: the plot cannot be written"):
         plot_factors([table("yarn")], tmp_path / "f.plot")
+
+
+def test_needles(drawn: list[Any], tmp_path: Path) -> None:
+    series = {"static": ([6144, 12288, 24576], [0.3, 0.5, 0.9]), "elastic": ([6144, 24576], [0.2, 0.4])}
+    plot_needles(series, 8192, tmp_path / "n.png")
+    assert is_png(tmp_path / "n.png")
+    lines = {line.get_label(): line for line in drawn[0].lines}
+    for name, (x, y) in series.items():
+        assert list(lines[name].get_xdata()) == x
+        assert list(lines[name].get_ydata()) == y
+    assert drawn[0].get_ylim()[0] == 0
+    assert "original context, 8192" in words(drawn[0])
+    with pytest.raises(ValueError, match="as many lengths"):
+        plot_needles({"a": ([1], [])}, 8192, tmp_path / "n.png")
+
+
+def test_intervals_are_per_cent_of_perplexity_side_by_side(drawn: list[Any], tmp_path: Path) -> None:
+    point = (np.log(0.9), np.log(0.8), np.log(1.05))
+    plot_intervals({"uni": {10240: point, 14336: point}, "pro": {10240: point}}, 8192, tmp_path / "i.png")
+    assert is_png(tmp_path / "i.png")
+    uni, pro = drawn[0].containers
+    assert [c.get_label() for c in (uni, pro)] == ["uni", "pro"]
+    assert uni[0].get_ydata() == pytest.approx([-10, -10])
+    (first, _) = uni[2][0].get_segments()
+    assert first[:, 1] == pytest.approx([-20, 5])
+    assert uni[0].get_xdata()[0] < 10240 < pro[0].get_xdata()[0]
+    with pytest.raises(ValueError, match="one point"):
+        plot_intervals({"a": {}}, 8192, tmp_path / "i.png")
