@@ -19,9 +19,10 @@ from mrrope_gguf import engine
 from mrrope_gguf.evals.decode import Decoder
 from mrrope_gguf.facts import read_facts
 from mrrope_gguf.gguf.index import open_gguf
-from mrrope_gguf.tables import RopeTable, rope_table
+from mrrope_gguf.tables import RopeTable, rope_table, to_float32
 
 SCALE = 4.0
+_ENDLESS = 2**31
 _METHODS = {"uni": "mrrope-uni", "pro": "mrrope-pro"}
 
 
@@ -38,36 +39,22 @@ class Growth:
         name = self.options.get("method", "mrrope-uni")
         return _METHODS.get(name, name)
 
-    def bounds(self) -> list[int]:
-        """Where stages end, n_ctx_orig first; the last one is the file's whole context."""
-        step, whole = self.options.get("step", "1.189207"), round(self.n_ctx_orig * SCALE)
-        bounds = [self.n_ctx_orig]
-        while bounds[-1] < whole:
-            k = len(bounds)
-            more = (
-                int(step) * k + self.n_ctx_orig
-                if step[0] == "+"
-                else math.floor(self.n_ctx_orig * float(step) ** k + 0.5)
-            )
-            bounds.append(min(more, whole))
-        return bounds
+    def stages(self) -> list[tuple[int, float]]:
+        """(end, S) of each stage, the plain one first. In doubles from float32 options, as the engine computes them."""
+        step, room = self.options.get("step", "1.189207"), to_float32(float(self.options.get("room", "1.33")))
+        found, length = [(self.n_ctx_orig, 1.0)], float(self.n_ctx_orig)
+        while True:
+            length = length + int(step) if step[0] == "+" else length * to_float32(float(step))
+            scale = room * length / self.n_ctx_orig
+            if scale >= SCALE * 0.999 or length >= self.n_ctx_orig * SCALE * 0.999:
+                return [*found, (_ENDLESS, SCALE)]
+            found.append((math.floor(length + 0.5), scale))
 
-    def bound(self, n: int) -> int:
-        """The end of the stage in which n tokens are held; a static table has one stage without end."""
+    def stage(self, n: int) -> tuple[int, float]:
+        """(end, S) while n tokens are held; a way that is not elastic has one stage."""
         if self.kind != "elastic":
-            return 2**31
-        return next(b for b in self.bounds() if n <= b)
-
-    def scale(self, n: int) -> float:
-        """S while n tokens are held."""
-        if self.kind == "static":
-            return float(self.options.get("scale", SCALE))
-        if self.kind == "none" or n <= self.n_ctx_orig:
-            return 1.0
-        bound = self.bound(n)
-        if bound == self.bounds()[-1]:
-            return SCALE
-        return min(SCALE, float(self.options.get("room", "1.33")) * bound / self.n_ctx_orig)
+            return _ENDLESS, float(self.options.get("scale", SCALE)) if self.kind == "static" else 1.0
+        return next(stage for stage in self.stages() if n <= stage[0])
 
 
 def parse(text: str, n_ctx_orig: int) -> Growth:
@@ -99,7 +86,7 @@ class Reader:
 
     def settle(self, n: int) -> None:
         """Turn by the table of n tokens."""
-        scale = self._growth.scale(max(n, 1))
+        _, scale = self._growth.stage(n)
         if scale != self._scale:
             engine.set_table(self._llm, self.table(scale))
             self._scale = scale
@@ -109,7 +96,7 @@ class Reader:
         done = 0
         while done < len(tokens):
             held = self._decoder.n_past
-            end = min(len(tokens), done + self._growth.bound(held + 1) - held)
+            end = min(len(tokens), done + self._growth.stage(held + 1)[0] - held)
             self.settle(held + end - done)
             for logits in self._decoder.logits(tokens[done:end], every=every):
                 if every or end == len(tokens):

@@ -121,7 +121,7 @@ class Session:
             "losses": [round(a.loss, 3) for a in found],
             "recalled": [a.exact for a in found],
             "tokens": len(text.tokens),
-            "scale": round(growth.scale(len(text.tokens)), 4),
+            "scale": round(growth.stage(len(text.tokens))[1], 4),
         }
 
     def haystack(self, hay: str, seed: int, length: int) -> Haystack:
@@ -138,7 +138,7 @@ class Session:
             if shared.exists():
                 kept.setdefault(window, shared)
         at = max((n for n in kept if n <= end), default=0)
-        reader.settle(max(at, 1))
+        reader.settle(at)
         if at:
             snapshot.restore(decoder, kept[at])
         stop = min(end, window) if growth.kind == "elastic" else end

@@ -1,0 +1,98 @@
+"""The growth that benchmarks.elastic drives from Python is the engine's own, bit for bit; results read back right."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.elastic_growth import Reader, parse
+from benchmarks.elastic_models import MODELS
+from benchmarks.elastic_plan import CANDIDATE, GROUPS
+from benchmarks.elastic_report import Results, short
+from mrrope_gguf.engine import set_elastic_policy
+from mrrope_gguf.evals.decode import Decoder
+from mrrope_gguf.extend import extend
+from mrrope_gguf.model import load
+from tests import tiny
+from tests.engine_worker import Worker
+
+WAYS = (CANDIDATE, "elastic,method=pro,step=2,room=1,t=1")
+
+
+def test_stages_and_scales() -> None:
+    growth = parse(CANDIDATE, 8192)
+    assert [end for end, _ in growth.stages()] == [8192, 9742, 11585, 13777, 16384, 19484, 23170, 2**31]
+    assert growth.stage(8192) == (8192, 1.0)
+    assert growth.stage(8193)[1] == growth.stage(9742)[1] == pytest.approx(1.33 * 2**0.25, rel=1e-6)
+    assert growth.stage(23171)[1] == 4.0
+    by_tokens = parse("elastic,method=uni,step=+1024,room=1,t=1", 8192)
+    assert [end for end, _ in by_tokens.stages()] == [*range(8192, 32768, 1024), 2**31]
+    assert by_tokens.stage(9217) == (10240, 10240 / 8192)
+    assert parse("static,method=yarn,scale=4", 8192).stage(1)[1] == 4.0
+    assert parse("none", 8192).stage(9000)[1] == 1.0
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("way", WAYS)
+def test_growth_from_python_is_the_engine_s_own(engine: Worker, tmp_path: Path, way: str) -> None:
+    path = tiny.make(tmp_path / "m.gguf", n_ctx=64, n_layer=2)
+    growth = parse(way, 64)
+    longer = extend(path, tmp_path / "x.gguf", scale=4, method=growth.method, rendering="engine").path
+    tokens = np.random.default_rng(0).integers(3, 259, 256).tolist()
+    ours = engine.call(driven, path, way, tokens)
+    assert len(ours) == 256
+    assert np.array_equal(ours, engine.call(built_in, longer, way, tokens))
+    assert not np.array_equal(ours[64:], engine.call(driven, path, "none", tokens)[64:])
+
+
+def driven(path: Path, way: str, tokens: list[int]) -> Any:
+    llm = load(path, n_ctx=256, past_window=True, flash_attn=False, n_batch=64, n_threads=1, n_threads_batch=1)
+    with Decoder(llm) as decoder:
+        reader = Reader(llm, path, decoder, parse(way, 64))
+        return np.concatenate([x.copy() for x in reader.logits(tokens, every=True)])
+
+
+def built_in(path: Path, way: str, tokens: list[int]) -> Any:
+    """In the same pieces: what attention adds up depends on how a batch is cut."""
+    growth = parse(way, 64)
+    llm = load(path, elastic=True, flash_attn=False, n_batch=64, n_threads=1, n_threads_batch=1)
+    set_elastic_policy(llm, step=float(growth.options["step"]), head_room=float(growth.options["room"]))
+    found = []
+    with Decoder(llm) as decoder:
+        while decoder.n_past < len(tokens):
+            end = min(growth.stage(decoder.n_past + 1)[0], decoder.n_past + 64)
+            found += [x.copy() for x in decoder.logits(tokens[decoder.n_past : end])]
+    return np.concatenate(found)
+
+
+def test_results_take_the_window_s_buckets_from_the_plain_model() -> None:
+    way = CANDIDATE
+    runs: dict[str, dict[str, Any]] = {
+        "ppl/smollm2/a/none/8192": {"blocks": [1.0, 3.0]},
+        f"ppl/smollm2/a/{way}/12288": {"blocks": [1.0, 1.0]},
+        "ppl/smollm2/a/static,method=uni,scale=4/12288": {"blocks": [1.5, 1.5]},
+        "ppl/gemma3/a/none/36864": {"blocks": [9.0]},
+        "needle/smollm2/noise/42/6144/none": {"loss": 0.5, "exact": 9},
+    }
+    results = Results(runs, "smollm2", way)
+    assert results.window == 8192
+    assert results.perplexity("a", way, 8192) == pytest.approx(math.exp(2))
+    assert results.perplexity("a", "none", 12288) is None
+    found = results.difference("static,method=uni,scale=4", 12288, ["a"])
+    assert found is not None
+    assert found[0].mean == pytest.approx(-0.5)
+    assert found[1] == 1
+    assert short(way) == "elastic uni, step 1.19, head-room 1.33"
+
+
+def test_every_planned_run_has_a_name_that_can_be_read() -> None:
+    for group in GROUPS.values():
+        for run in (run for chain in group() for run in chain):
+            kind, model, *rest = run.split("/")
+            assert model in MODELS
+            if kind != "drift" and "truncate" not in rest:
+                parse(rest[1] if kind == "ppl" else rest[3], MODELS[model].n_ctx_orig)
