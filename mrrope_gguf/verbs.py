@@ -78,6 +78,19 @@ def demo_model(args: argparse.Namespace) -> int:
     return 0
 
 
+def texts(args: argparse.Namespace) -> int:
+    from . import texts as library
+
+    wanted = list(library.TEXTS) if "all" in args.names else args.names
+    found = [library.find(name) for name in dict.fromkeys(wanted)] or list(library.TEXTS.values())
+    paths = [str(library.save(text.name, _say)) for text in found] if wanted else []
+    if args.json:
+        print(json.dumps([text.to_json() for text in found], indent=2))
+    else:
+        print("\n".join(paths or [text.render() for text in found]))
+    return 0
+
+
 def demo(args: argparse.Namespace) -> int:
     from .demo import demo as run
 
