@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from mrrope_gguf import tables
+from mrrope_gguf.extend import extend
 from tests import tiny
 from tests.backends import F16, F32, Q8_0, SCENARIOS, Job, Result, distance
 
@@ -27,6 +29,19 @@ def job(path: Path, tokens: list[int] | None = None, n_ctx_orig: int = WINDOW, b
     table = tables.rope_table("mrrope-pro", n_rot=64, freq_base=base, n_ctx_orig=n_ctx_orig, scale=SCALE)
     given = tuple(tokens or tiny.tokens(3 * WINDOW))
     return Job(path, given, tuple(map(float, table.factors)), table.attn_factor, **kw)
+
+
+def elastic_job(folder: Path, arch: str, n_layer: int | None = None, **kw: Any) -> Job:
+    """Three windows of tokens through an extended file: its table grows on the way."""
+    path = extend(model(folder, arch, n_layer), folder / "elastic.gguf", scale=SCALE, method="mrrope-uni").path
+    return Job(path, tuple(kw.pop("tokens", None) or tiny.tokens(3 * WINDOW)), (), 1.0, only=("plain",), **kw)
+
+
+def stages(result: Result) -> list[float]:
+    """The scales that the log says a context went through, in turn."""
+    return [
+        float(scale) for scale in re.findall(r"rope_elastic_update: \d+ positions, scale \S+ -> ([\d.]+)", result.log)
+    ]
 
 
 def ran_on(result: Result, *backends: str) -> None:

@@ -64,10 +64,10 @@ class Job:
 class Result:
     """Logits (n_tokens, n_vocab) of each scenario; of the later half of the tokens where the cache changed under them.
 
-    plain: no table. table: from the start. rerotated: the table came when half the tokens were cached. restored: it
-    came then, and went again. shifted: under the table, the first SHIFT tokens removed and the rest moved up by as
-    many. afresh: the tokens of `shifted` decoded where it moved them. holes: as `rerotated`, with HOLES in the cache.
-    holes_afresh: the same with the table from the start.
+    plain: as the file says, no table or an elastic one. table: from the start. rerotated: the table came when half the
+    tokens were cached. restored: it came then, and went again. shifted: under the table, the first SHIFT tokens removed
+    and the rest moved up by as many. afresh: the tokens of `shifted` decoded where it moved them. holes: as
+    `rerotated`, with HOLES in the cache. holes_afresh: the same with the table from the start.
     """
 
     logits: dict[str, Floats]
@@ -237,14 +237,23 @@ class Engine:
         if not ctx:
             raise RuntimeError(f"no context: {self.log.getvalue()[-2000:]}")
         if self.job.reserve:
-            self.set_table(ctx, True)
-            self.set_table(ctx, False)
+            self._reserve(ctx)
         self.phase(phase)
         try:
             yield ctx
         finally:
             self.phase("end")
             self.api.llama_free(ctx)
+
+    def _reserve(self, ctx: Any) -> None:
+        from mrrope_gguf import engine
+
+        if engine.get_elastic(ctx).on:
+            engine.set_elastic(ctx, False)
+            engine.set_elastic(ctx, True)
+        else:
+            self.set_table(ctx, True)
+            self.set_table(ctx, False)
 
     def phase(self, name: str) -> None:
         self.log.write(f"\n@@ {name}\n")

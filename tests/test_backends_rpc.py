@@ -49,3 +49,21 @@ def test_layers_split_between_two_servers(
     split = backends.run(replace(job, devices=("RPC0", "RPC1"), endpoints=servers), patched)
     check.ran_on(split, *(f"RPC0[{server}]" for server in servers))
     check.same_as_cpu(split, backends.run(job, patched), TOLERANCE)
+
+
+@pytest.mark.parametrize(("arch", "n_layer", "cache"), [("llama", 4, F16), ("qwen3", 5, Q8_0), ("gemma3", 12, F16)])
+def test_an_elastic_context_on_two_servers(
+    arch: str, n_layer: int, cache: int, patched: Path, servers: Servers, tmp_path: Path
+) -> None:
+    """The keys that are rotated at each stage lie on both servers."""
+    job = check.elastic_job(tmp_path, arch, n_layer, type_k=cache)
+    cpu = backends.run(job, patched)
+    split = backends.run(replace(job, devices=("RPC0", "RPC1"), endpoints=servers), patched)
+    assert split.cache == {f"RPC0[{server}]" for server in servers}
+    assert check.stages(split) == check.stages(cpu)
+    assert len(check.stages(split)) >= 3
+    assert backends.distance(split["plain"], cpu["plain"]) <= TOLERANCE
+    never = backends.run(replace(job, model=check.model(tmp_path, arch, n_layer)), patched)
+    within = slice(0, check.WINDOW)
+    assert (cpu["plain"][within] == never["plain"][within]).all()
+    assert backends.distance(cpu["plain"][check.WINDOW :], never["plain"][check.WINDOW :]) > 1e-3

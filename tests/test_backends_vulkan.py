@@ -106,6 +106,21 @@ def test_sliding_windows_and_flash_attention(vulkan: Path, tmp_path: Path) -> No
     as_close_as_without_a_table(result, backends.run(job, vulkan))
 
 
+def test_an_elastic_context(vulkan: Path, tmp_path: Path) -> None:
+    """Keys on the device are rotated at each stage."""
+    job = check.elastic_job(tmp_path, "llama", 2, tokens=TOKENS)
+    result, cpu = run(job, vulkan), backends.run(job, vulkan)
+    never = replace(job, model=check.model(tmp_path, "llama", 2))
+    yardstick = backends.distance(run(never, vulkan)["plain"], (plain := backends.run(never, vulkan)["plain"]))
+    assert result.cache == {"Vulkan0"}
+    assert check.stages(result) == check.stages(cpu)
+    assert len(check.stages(result)) >= 2
+    assert 0 < yardstick < 0.02
+    assert backends.distance(result["plain"], cpu["plain"]) <= SLACK * yardstick
+    later = slice(check.WINDOW, None)
+    assert backends.distance(result["plain"][later], plain[later]) > 10 * SLACK * yardstick
+
+
 def test_the_fused_rope_takes_the_table(vulkan: Path, tmp_path: Path) -> None:
     """ROPE and the write to the cache are one kernel, and its keys are those of the two kernels it replaces."""
     job = replace(check.job(check.model(tmp_path, "llama", 1), TOKENS), only=("plain", "table"))
