@@ -111,12 +111,13 @@ class Extension:
     reexpressed: bool
 
 
-def extended(path: Path, rendering: Wish) -> Extension:
-    """Extend a model fourfold, into a file beside it."""
+def extended(path: Path, rendering: Wish, elastic: bool = False) -> Extension:
+    """Extend a model fourfold, into a file beside it; its table is static unless `elastic`."""
     from mrrope_gguf.extend import extend, file_factors
 
     # forced: the generator gives some models long and short factors, which a table would not silently replace
-    done = extend(path, path.with_suffix(f".{rendering}.gguf"), scale=4.0, rendering=rendering, force=True)
+    out = path.with_suffix(f".{rendering}.gguf")
+    done = extend(path, out, scale=4.0, rendering=rendering, elastic=elastic, force=True)
     return Extension(
         str(done.path), file_factors(done.table), done.table.attn_factor, done.rendering.reexpress is not None
     )

@@ -41,8 +41,9 @@ def facts(path: Path, n_ctx: int = 256, **params: Any) -> tuple[ActiveTable | No
 
 
 def engine_file(source: Path, **wishes: Any) -> Path:
-    """`source` extended by metadata alone."""
-    return extend(source, source.with_name("engine.gguf"), rendering="engine", force=True, **wishes).path
+    """`source` extended by metadata alone, with a static table."""
+    out = source.with_name("engine.gguf")
+    return extend(source, out, rendering="engine", elastic=False, force=True, **wishes).path
 
 
 @pytest.mark.parametrize("kind", [UNI, PRO])
@@ -111,7 +112,9 @@ def test_a_window_that_holds_the_context_needs_no_table(engine: Worker, tmp_path
 @pytest.mark.parametrize("name", ["llama", "rope_freqs"])
 def test_type_none_is_the_original_model(engine: Worker, tmp_path: Path, name: str, rendering: Any) -> None:
     path = model(tmp_path, name)
-    extended = extend(path, tmp_path / "out.gguf", scale=4, rendering=rendering, force=name == "rope_freqs").path
+    extended = extend(
+        path, tmp_path / "out.gguf", scale=4, elastic=False, rendering=rendering, force=name == "rope_freqs"
+    ).path
     assert (engine.call(logits, extended) != engine.call(logits, path)).any()
     assert (engine.call(logits, extended, rope_scaling_type=NONE) == engine.call(logits, path)).all()
 
@@ -119,7 +122,7 @@ def test_type_none_is_the_original_model(engine: Worker, tmp_path: Path, name: s
 @pytest.mark.parametrize("rendering", ["portable", "engine"])
 def test_parameters_replace_the_table_of_a_file(engine: Worker, tmp_path: Path, rendering: Any) -> None:
     path = model(tmp_path, "llama")
-    extended = extend(path, tmp_path / "out.gguf", scale=4, rendering=rendering).path
+    extended = extend(path, tmp_path / "out.gguf", scale=4, elastic=False, rendering=rendering).path
     wanted = engine.call(logits, engine_file(path, scale=8, method="mrrope-uni"), n_ctx=512)
     assert (engine.call(logits, extended, n_ctx=512, rope_scaling_type=UNI) == wanted).all()
 
@@ -130,7 +133,9 @@ def test_portable_and_engine_files_are_one(
     engine: Worker, stock: Worker, tmp_path: Path, name: str, method: str
 ) -> None:
     path = model(tmp_path, name, n_layer=2)
-    portable = extend(path, tmp_path / "out.gguf", scale=4, method=method, rendering="portable", force=True).path
+    portable = extend(
+        path, tmp_path / "out.gguf", scale=4, elastic=False, method=method, rendering="portable", force=True
+    ).path
     found = engine.call(logits, portable)
     assert (engine.call(logits, engine_file(path, scale=4, method=method)) == found).all()
     np.testing.assert_allclose(found, stock.call(logits, portable), atol=1e-4)
@@ -237,7 +242,7 @@ def lora(folder: Path) -> Path:
 
 def test_a_lora(engine: Worker, stock: Worker, tmp_path: Path) -> None:
     path, adapter = model(tmp_path, "llama", n_layer=2), str(lora(tmp_path))
-    portable = extend(path, tmp_path / "out.gguf", scale=4, rendering="portable").path
+    portable = extend(path, tmp_path / "out.gguf", scale=4, elastic=False, rendering="portable").path
     found = engine.call(with_lora, engine_file(path, scale=4), adapter)
     assert (found != engine.call(logits, portable)).any()
     np.testing.assert_allclose(found, stock.call(with_lora, portable, adapter), atol=1e-4)
@@ -273,7 +278,9 @@ def test_quantize_keeps_the_table(engine: Worker, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["llama", "rope_freqs"])
 @pytest.mark.parametrize("rendering", ["portable", "engine"])
 def test_the_saver_keeps_the_table(engine: Worker, tmp_path: Path, name: str, rendering: Any) -> None:
-    source = extend(model(tmp_path, name), tmp_path / "in.gguf", scale=4, rendering=rendering, force=True).path
+    source = extend(
+        model(tmp_path, name), tmp_path / "in.gguf", scale=4, elastic=False, rendering=rendering, force=True
+    ).path
     engine.call(saved, source, tmp_path / "out.gguf")
     assert engine.call(facts, tmp_path / "out.gguf") == engine.call(facts, source)
     assert (engine.call(logits, tmp_path / "out.gguf") == engine.call(logits, source)).all()

@@ -140,14 +140,14 @@ def test_a_state_of_stock_turns_from_the_scaling_of_the_model(
 @pytest.mark.parametrize("rendering", ["portable", "engine"])
 def test_a_state_of_stock_on_an_extended_file(engine: Worker, stock: Worker, tmp_path: Path, rendering: Any) -> None:
     # under stock the portable file turns by the table, and the other by YaRN of the same scale
-    path = extend(model(tmp_path, "llama"), tmp_path / "out.gguf", scale=4, rendering=rendering).path
+    path = extend(model(tmp_path, "llama"), tmp_path / "out.gguf", scale=4, rendering=rendering, elastic=False).path
     logits, expected = turned(engine, path, stock.call(saved, path))
     np.testing.assert_allclose(logits, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("rendering", ["portable", "engine"])
 def test_an_extended_file_with_its_table_off(engine: Worker, tmp_path: Path, rendering: Any) -> None:
-    path = extend(model(tmp_path, "llama"), tmp_path / "out.gguf", scale=4, rendering=rendering).path
+    path = extend(model(tmp_path, "llama"), tmp_path / "out.gguf", scale=4, rendering=rendering, elastic=False).path
     turned(engine, path, engine.call(switched_off, path))
 
 
