@@ -33,19 +33,16 @@ def report_stages(llm: Llama, on_stage: OnStage) -> None:
     """Call on_stage after every decode, whichever of Llama's methods asked for it, that left another table behind."""
     context = llm._ctx
     decode, held = type(context).decode, weakref.ref(context)
-    seen = engine.get_elastic(context.ctx).scale
 
     def watched(batch: Any) -> None:
-        nonlocal seen
         context = held()
         assert context is not None  # it is being called
-        before = seen
-        try:
-            decode(context, batch)
-        finally:
-            seen = engine.get_elastic(context.ctx).scale
-        if seen != before:
-            on_stage(StageChange(_n_tokens(context), before, seen))
+        # asked afresh: a state that was read in brings its own
+        before = engine.get_elastic(context.ctx).scale
+        decode(context, batch)
+        after = engine.get_elastic(context.ctx).scale
+        if after != before:
+            on_stage(StageChange(_n_tokens(context), before, after))
 
     context.decode = watched
 
