@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.elastic_drift import READ, SCORED, Drift
 from benchmarks.elastic_growth import Reader, parse
 from benchmarks.elastic_models import MODELS
 from benchmarks.elastic_plan import CANDIDATE, GROUPS
@@ -96,3 +97,17 @@ def test_every_planned_run_has_a_name_that_can_be_read() -> None:
             assert model in MODELS
             if kind != "drift" and "truncate" not in rest:
                 parse(rest[1] if kind == "ppl" else rest[3], MODELS[model].n_ctx_orig)
+
+
+@pytest.mark.engine
+def test_drift_grows_with_the_turns_and_with_the_type(engine: Worker, tmp_path: Path) -> None:
+    path = tiny.make(tmp_path / "m.gguf", n_ctx=8192, n_layer=1, head_dim=32)
+    once, often = engine.call(drifted, path, "f16", 1), engine.call(drifted, path, "f16", 24)
+    assert 1e-4 < once["keys"] < 6e-4
+    assert 2 * once["keys"] < often["keys"] < 6e-3
+    assert engine.call(drifted, path, "q8_0", 1)["keys"] > 5 * once["keys"]
+
+
+def drifted(path: Path, kind: str, stages: int) -> dict[str, Any]:
+    tokens = np.random.default_rng(0).integers(3, 259, READ + SCORED + 1).tolist()
+    return Drift(path, kind, tokens, threads=1).measure("stages", stages)
