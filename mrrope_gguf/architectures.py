@@ -51,7 +51,7 @@ class Arch:
 
 
 # Name, RoPE type, flags; a note after #. Flags: freqs (portable), long, swa:KIND, leak:WHAT, static, nohook (the
-# patched engine cannot install a table), nocache (static too), draft, renorm (q and k are normalised after RoPE).
+# patched engine cannot install a table), nocache, draft, renorm (q and k are normalised after RoPE).
 _TABLE = {
     "A": """
 llama            norm  freqs long
@@ -238,7 +238,7 @@ def _row(group: str, line: str) -> Arch:
         longrope="long" in flags,
         swa=named.get("swa", ""),
         leak=named.get("leak", ""),
-        static_only="static" in flags or "nocache" in flags or rope in ("mrope", "imrope"),
+        static_only="static" in flags or rope in ("mrope", "imrope"),
         hook="nohook" not in flags and rope != "none",
         cached="nocache" not in flags,
         draft="draft" in flags,

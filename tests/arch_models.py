@@ -102,6 +102,44 @@ def forward(path: str, factors: list[float] | None = None, attn_factor: float = 
 
 
 @dataclass(frozen=True)
+class Grown:
+    """What an extended file did in one context. `scales` are S after each step; a step left out is None.
+
+    `near`: its first N_TOKENS. `far`: the last of FAR more, past the original window. `back`: those removed, and the
+    last of the near ones decoded again. `again`: the memory emptied, the near ones once more.
+    """
+
+    on: bool
+    scales: dict[str, float]
+    logits: dict[str, Floats]
+
+
+def grow(path: str) -> Grown:
+    """Run a file within its window, past it, and back."""
+    with stock.context(path, N_CTX, flash_attn_type=-1, type_k=1, type_v=1, n_threads=1) as (_model, ctx):
+        import llama_cpp
+
+        from mrrope_gguf.engine import get_elastic
+
+        steps: dict[str, Floats] = {}
+        scales: dict[str, float] = {}
+
+        def step(name: str, given: list[int], first: int) -> None:
+            steps[name] = stock.decode(ctx, given, first=first)[-N_TOKENS:]
+            scales[name] = get_elastic(ctx).scale
+
+        on, memory, last = get_elastic(ctx).on, llama_cpp.llama_get_memory(ctx), N_TOKENS - 1
+        step("near", tokens(), 0)
+        step("far", (tokens() * (FAR // N_TOKENS + 1))[:FAR], N_TOKENS if memory else 0)
+        if memory and llama_cpp.llama_memory_seq_rm(memory, 0, last, -1):
+            step("back", tokens()[last:], last)
+        if memory:
+            llama_cpp.llama_memory_clear(memory, True)
+            step("again", tokens(), 0)
+        return Grown(on, scales, steps)
+
+
+@dataclass(frozen=True)
 class Extension:
     """An extended file and the table that it carries."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mrrope_gguf.architectures import architecture, architectures
@@ -118,6 +119,36 @@ def test_an_extended_file_is_the_table_it_holds(models: list[Path], engine: Work
             portable = arch_models.extended(path, "portable")
             for worker in (stock, engine):
                 assert arch_models.same_bits(held, worker.call(arch_models.forward, portable.path)), path.name
+
+
+def test_an_elastic_file_is_the_original_within_its_window(models: list[Path], engine: Worker) -> None:
+    """Past it the table grows; back inside, and in an emptied memory, it is the original again."""
+    for path in models:
+        name = path.stem.rsplit("-", 1)[0]
+        if "file" not in expected(name).proofs:
+            continue
+        file = arch_models.extended(path, "engine", elastic=True)
+        grown, original = (engine.call(arch_models.grow, which) for which in (file.path, str(path)))
+        assert grown.on == (expected(name).cached == OK), path.name
+        if not grown.on:
+            assert set(grown.scales.values()) == {4.0}
+            continue
+        assert grown.scales.pop("far") > 2
+        assert set(grown.scales.values()) == {1.0}
+        assert set(grown.logits) == set(original.logits)
+        trained = read_facts(open_gguf(path)).existing_scaling
+        for step, logits in grown.logits.items():
+            if step == "far":
+                assert np.isfinite(logits).all()
+                assert arch_models.difference(logits, original.logits[step]) > 1e-7
+            elif trained and not trained.mergeable:
+                # a LongRoPE of the model's own, which --force replaced
+                assert np.isfinite(logits).all()
+            elif step == "back":
+                # the keys were rounded twice more
+                assert arch_models.difference(logits, original.logits[step]) < 0.02
+            else:
+                assert arch_models.same_bits(logits, original.logits[step]), (path.name, step)
 
 
 @pytest.mark.parametrize("name", RULES)
