@@ -41,6 +41,16 @@ def patched() -> Path:
 
 
 @pytest.fixture(scope="session")
+def programs() -> Path:
+    """The folder of llama-server and the other programs: MRROPE_TEST_PROGRAMS's, else built once: 10 minutes."""
+    if named := os.environ.get("MRROPE_TEST_PROGRAMS"):
+        return Path(named)
+    from mrrope_gguf.engine.build import build
+
+    return build(backend="cpu", server=True, say=print).path / "bin"
+
+
+@pytest.fixture(scope="session")
 def engine(patched: Path) -> Iterator[Worker]:
     """A process that runs the patched libllama."""
     worker = Worker(patched)

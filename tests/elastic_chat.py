@@ -28,6 +28,16 @@ TURNS = (
 )
 
 
+def stage_scale(n_tokens: int) -> float:
+    """S of a context of n_tokens tokens, by the engine's default policy."""
+    length = float(WINDOW)
+    if n_tokens <= length:
+        return 1.0
+    while n_tokens > round(length):
+        length *= 2**0.25
+    return min(SCALE, 1.33 * length / WINDOW)
+
+
 def small_window(source: Path, target: Path, n_ctx: int = WINDOW) -> Path:
     """`source` as if it had been trained for n_ctx tokens: a real tokenizer and real answers, and stages come early."""
     with open_gguf(source) as index:

@@ -5,20 +5,15 @@ Compiling llama.cpp's programs takes 10 minutes and more on 2 cores, so this is 
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mrrope_gguf.extend import extend
+from tests.server import ask, serving
 
 pytestmark = [
     pytest.mark.engine,
@@ -26,50 +21,6 @@ pytestmark = [
     pytest.mark.skipif("MRROPE_TEST_FULL" not in os.environ, reason="compiles llama-server: `make test-full`"),
 ]
 N_CTX = 10240  # past SmolLM2's 8192
-
-
-@pytest.fixture(scope="module")
-def programs() -> Path:
-    """The folder of llama-server and the other programs."""
-    from mrrope_gguf.engine.build import build
-
-    return build(backend="cpu", server=True, say=print).path / "bin"
-
-
-@contextmanager
-def serving(programs: Path, *arguments: str | Path) -> Iterator[str]:
-    """llama-server on a free port of the loopback device; its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [programs / "llama-server", "--port", str(port), "-np", "1", "-t", "2", *arguments]
-    server = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while not healthy(address):
-            assert server.poll() is None, f"llama-server ended with {server.returncode}"
-            assert time.monotonic() < deadline, "llama-server does not answer"
-            time.sleep(0.2)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def healthy(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def ask(address: str, path: str, **body: Any) -> Any:
-    data = json.dumps(body).encode() if body else None
-    request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)
 
 
 def completion(address: str) -> str:
