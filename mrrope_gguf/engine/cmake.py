@@ -19,7 +19,9 @@ from mrrope_gguf.engine.toolchain import FLAGS, Backend, compiler_fix, find
 from mrrope_gguf.errors import EngineTrouble
 from mrrope_gguf.progress import Progress
 
-PROGRAMS = ("llama-server", "llama-cli", "llama-bench", "llama-quantize", "llama-perplexity")
+PROGRAMS = (
+    "llama-server", "llama-cli", "llama-completion", "llama-bench", "llama-quantize", "llama-perplexity",
+)  # fmt: skip
 RPC_SERVER = "ggml-rpc-server"
 TESTS = "test-llama-archs"
 
