@@ -3,8 +3,7 @@
 Names of runs:
     ppl/MODEL/TEXT/WAY/END          mean losses of blocks of 256 positions, from END - 4096 to END
     needle/MODEL/HAY/SEED/TOKENS/WAY    ten numbers hidden in a text of TOKENS tokens, each asked for
-WAY is a line of elastic_growth, or `truncate`: the model as it is, given n_ctx_orig tokens at a time, the second half
-of each counted.
+WAY is a line of elastic_growth, or `truncate`: the model as it is, which reads the n_ctx_orig tokens before END.
 """
 
 from __future__ import annotations
@@ -94,15 +93,15 @@ class Session:
         return {"blocks": losses}
 
     def _truncated(self, tokens: list[int], end: int) -> dict[str, Any]:
+        """The bucket that ends at `end`, by the model as it is, which sees the n_ctx_orig tokens before that end."""
         window, bucket = self.model.n_ctx_orig, self.model.bucket
-        first = end - bucket - window // 2
+        first = end - window
         shown = tokens[:1] + tokens[first + 1 : end + 1] if self._bos(tokens) else tokens[first : end + 1]
         with Decoder(self.llm) as decoder:
             reader = Reader(self.llm, self.path, decoder, parse("none", window))
-            reader.settle(1)
-            for _ in reader.logits(shown[: window // 2], every=False):
+            for _ in reader.logits(shown[: window - bucket], every=False):
                 pass
-            return {"blocks": _losses(reader, shown, window // 2, window // 2 + bucket)}
+            return {"blocks": _losses(reader, shown, window - bucket, window)}
 
     def _bos(self, tokens: list[int]) -> bool:
         return bool(tokens[0] == self.llm.token_bos())
@@ -141,11 +140,12 @@ class Session:
         reader.settle(at)
         if at:
             snapshot.restore(decoder, kept[at])
-        stop = min(end, window) if growth.kind == "elastic" else end
+        plain = growth.kind != "static"
+        stop = min(end, window) if plain else end
         if at < stop:
             for _ in reader.logits(tokens[at:stop], every=False):
                 pass
-            if growth.kind == "elastic" and stop == window:
+            if plain and stop == window:
                 snapshot.save(decoder, self._state(place, "none", window))
         if decoder.n_past < end:
             for _ in reader.logits(tokens[decoder.n_past : end], every=False):
