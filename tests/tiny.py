@@ -87,6 +87,8 @@ ARCHS: dict[str, Traits] = {
     "maincoder": Traits(qk_norm=True),
     "hunyuan-dense": Traits(qk_norm=True),
     "qwen2vl": Traits(biases=QKV, keys=(("rope.dimension_sections", [2, 3, 3, 0]),)),
+    # an encoder: every token sees all others, and nothing is cached
+    "eurobert": Traits(output=False, keys=(("attention.causal", False), ("pooling_type", 1))),
     "gpt2": Traits(keys=(("attention.layer_norm_epsilon", 1e-5),)),
 }
 
