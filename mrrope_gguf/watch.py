@@ -42,12 +42,14 @@ def report_stages(llm: Llama, on_stage: OnStage) -> None:
         decode(context, batch)
         after = engine.get_elastic(context.ctx).scale
         if after != before:
-            on_stage(StageChange(_n_tokens(context), before, after))
+            on_stage(StageChange(_n_tokens(context, batch.batch), before, after))
 
     context.decode = watched
 
 
-def _n_tokens(context: Any) -> int:
+def _n_tokens(context: Any, batch: Any) -> int:
+    if context.memory is None:
+        return 1 + max(batch.pos[i] for i in range(batch.n_tokens))
     api = engine.llama_cpp().llama_cpp
     n_seq = api.llama_n_seq_max(context.ctx)
     return max(int(api.llama_memory_seq_pos_max(context.memory, seq)) + 1 for seq in range(n_seq))
