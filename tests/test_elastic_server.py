@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +72,13 @@ class Answer:
     truncated: bool
 
 
-def complete(address: str, prompt: str, n: int = 8, **options: Any) -> Answer:
+def request(address: str, prompt: str, n: int, **options: Any) -> Any:
     body = {"temperature": 0, "n_predict": n, "n_probs": 1, "ignore_eos": True, "return_tokens": True, **options}
-    found = ask(address, "/completion", prompt=prompt, **body)
+    return ask(address, "/completion", prompt=prompt, **body)
+
+
+def complete(address: str, prompt: str, n: int = 8, **options: Any) -> Answer:
+    found = request(address, prompt, n, **options)
     logprobs = [token["logprob"] for token in found["completion_probabilities"]]
     return Answer(found["tokens"], logprobs, found["timings"]["cache_n"], found["truncated"])
 
@@ -260,6 +266,64 @@ def test_context_shift(programs: Path, elastic: Path) -> None:
         assert 1.0 < scale < SCALE
         assert complete(address, SHORT).tokens
         assert scales(address) == [1.0]
+
+
+def test_drafts_are_taken_back_across_a_bound(programs: Path, elastic: Path) -> None:
+    """Speculation: a rejected draft may have moved the table, and then it moves back."""
+    text = "one two three four five six seven eight nine ten " * 12
+    found = []
+    for flags in ((), ("--spec-type", "ngram-simple", "--spec-draft-n-max", "8")):
+        with serving(programs, "-m", elastic, *FLAGS, *flags) as address:
+            found.append(request(address, text, 60))
+            assert scales(address) == [pytest.approx(stage_scale(n_tokens(address, text) + 59))]
+    timings = found[1]["timings"]
+    assert 0 < timings["draft_n_accepted"] < timings["draft_n"]
+    assert found[1]["tokens"] == found[0]["tokens"]
+
+
+def test_several_answers_to_one_prompt(programs: Path, elastic: Path) -> None:
+    with serving(programs, "-m", elastic, *FLAGS, "-np", "3", "-kvu") as address:
+        options = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
+        choices = ask(address, "/v1/completions", prompt=MIDDLE, n=3, **options)["choices"]
+        (one,) = ask(address, "/v1/completions", prompt=MIDDLE, **options)["choices"]
+        assert [choice["text"] for choice in choices] == [one["text"]] * 3
+
+
+def test_chunks_that_are_reused_elsewhere(programs: Path, elastic: Path) -> None:
+    """--cache-reuse: a turn is cut out of the middle, the keys after it move forward and turn to a smaller S."""
+    cut = " ".join((TURNS[0], *TURNS[2:]))
+    with serving(programs, "-m", elastic, *FLAGS, "--cache-reuse", "16", *slot_files(elastic.parent)) as address:
+        complete(address, LONG)
+        reused = complete(address, cut)
+        assert reused.n_cached > 0.9 * n_tokens(address, cut)
+        after = scales(address)
+        erase(address)
+        fresh = complete(address, cut)
+        assert after == scales(address)
+        assert reused.tokens == fresh.tokens
+
+
+@pytest.mark.parametrize("cache", ["-kvu", "-no-kvu"])
+def test_many_conversations_at_once(programs: Path, elastic: Path, cache: str) -> None:
+    """More of them than slots, of every length, to the end of the context: each is answered, and nothing stays."""
+    flags = ("-np", "4", cache, "-c", str(4 * SCALE * WINDOW), "--cache-ram", "50", "--context-shift")
+
+    def converse(seed: int) -> bool:
+        rng = random.Random(seed)
+        n = rng.randint(1, 60)
+        prompt = " ".join(rng.choices(TURNS, k=rng.randint(1, 6)))
+        return len(complete(address, prompt, n, cache_prompt=rng.random() < 0.7).tokens) == n
+
+    with serving(programs, "-m", elastic, *FLAGS, *flags, *slot_files(elastic.parent)) as address:
+        original = complete(address, SHORT)
+        with ThreadPoolExecutor(6) as pool:
+            assert all(pool.map(converse, range(20)))
+        for slot in range(4):
+            erase(address, slot)
+        again = complete(address, SHORT, cache_prompt=False)
+        assert scales(address) == [1.0] * 4
+        assert again.tokens == original.tokens
+        assert again.logprobs == pytest.approx(original.logprobs, abs=NOISE)
 
 
 class Client:
