@@ -59,7 +59,7 @@ def completion(programs: Path, model: Path, prompt: str, *flags: str | Path) -> 
 
 def stages(log: str) -> str:
     """The log's last word on it."""
-    return re.findall(r"elastic = (no|\d+ stages)", log)[-1]
+    return str(re.findall(r"elastic = (no|\d+ stages)", log)[-1])
 
 
 def test_the_log_says_how_many_stages(programs: Path, files: tuple[Path, Path]) -> None:
