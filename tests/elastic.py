@@ -162,3 +162,35 @@ def scratch(path: Path, table: ActiveTable | None, held: Held, cache: str) -> Fl
             s.feed([held[pos] for pos in run], first=run[0])
             rows.append(s.keys()[0].values)
     return np.concatenate(rows)
+
+
+def grown(path: Path, policy: Policy, tokens: Sequence[int], size: int, **params: Any) -> Floats:
+    """Logits of tokens fed `size` at a time to a context that grows with them."""
+    with elastic(path, policy, **params) as s:
+        return feed(s, tokens, size)
+
+
+def by_hand(path: Path, policy: Policy, tokens: Sequence[int], size: int, **params: Any) -> Floats:
+    """The same on a static context: the batches cut at the bounds, and before each the table of the stage is set."""
+    tables: dict[float, ActiveTable | None] = {1.0: None}
+    with elastic(path, policy, **params) as s:
+        for bound in policy.bounds():
+            s.clear()
+            s.feed(tokens[:1], first=bound)
+            tables[scale_of(s)] = get_table(s.ctx)
+    rows: list[Floats] = []
+    with session(path, cache=policy.cache, **{"n_ctx": 512, **params}) as s:
+        set_table(s.ctx, None)
+        assert not get_elastic(s.ctx).on
+        now, at = None, 0
+        for piece in pieces(tokens, size):
+            end = at + len(piece)
+            for start, stop in pairwise([at, *(b for b in policy.bounds() if at < b < end), end]):
+                wanted = tables[float(np.float32(policy.scale_at(stop)))]
+                if wanted != now:
+                    assert wanted is not None
+                    set_factors(s.ctx, wanted.factors, wanted.attn_factor)
+                    now = wanted
+                rows.append(s.feed(tokens[start:stop]))
+            at = end
+    return np.concatenate(rows)

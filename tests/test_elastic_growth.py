@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +11,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mrrope_gguf.engine import ActiveTable, get_elastic, get_table, set_factors, set_table
+from mrrope_gguf.engine import get_table
 from mrrope_gguf.tables import RopeTable
 from tests import tiny
-from tests.elastic import COARSE, FINE, FULL, ORIG, Policy, assert_table, elastic, feed, grow_file, pieces, scale_of
+from tests.elastic import (
+    COARSE,
+    FINE,
+    FULL,
+    ORIG,
+    Policy,
+    assert_table,
+    by_hand,
+    elastic,
+    grow_file,
+    grown,
+    pieces,
+    scale_of,
+)
 from tests.engine_session import session
 from tests.engine_worker import Worker
 
 if TYPE_CHECKING:
-    from tests.engine_session import Floats
+    pass
 
 pytestmark = pytest.mark.engine
 
@@ -169,38 +181,6 @@ def test_a_temperature_of_the_models_own_is_where_it_starts(engine: Worker, tmp_
         assert attn == pytest.approx(1.25 * (0.1 * np.log(scale) + 1), rel=1e-6)
 
 
-def fed(path: Path, policy: Policy, size: int, first: int = 0, **params: Any) -> Floats:
-    with elastic(path, policy, **params) as s:
-        return feed(s, TOKENS, size, first)
-
-
-def driven(path: Path, policy: Policy, size: int, **params: Any) -> Floats:
-    """The same by hand: the batches cut at the bounds, and before each the table of the stage is set."""
-    tables: dict[float, ActiveTable | None] = {1.0: None}
-    with elastic(path, policy, **params) as s:
-        for bound in policy.bounds():
-            s.clear()
-            s.feed([5], first=bound)
-            tables[scale_of(s)] = get_table(s.ctx)
-    rows: list[Floats] = []
-    with session(path, cache=policy.cache, **{"n_ctx": 512, **params}) as s:
-        set_table(s.ctx, None)
-        assert not get_elastic(s.ctx).on
-        now, at = None, 0
-        for piece in pieces(TOKENS, size):
-            end = at + len(piece)
-            cuts = [at, *(b for b in policy.bounds() if at < b < end), end]
-            for start, stop in pairwise(cuts):
-                wanted = tables[float(np.float32(policy.scale_at(stop)))]
-                if wanted != now:
-                    assert wanted is not None
-                    set_factors(s.ctx, wanted.factors, wanted.attn_factor)
-                    now = wanted
-                rows.append(s.feed(TOKENS[start:stop]))
-            at = end
-    return np.concatenate(rows)
-
-
 LAYERS = {"gemma3": 6, "smollm3": 4}
 
 
@@ -224,24 +204,25 @@ def test_growing_is_setting_the_tables_by_hand(
     engine: Worker, tmp_path: Path, name: str, params: dict[str, Any], size: int
 ) -> None:
     path, policy = grow_file(tmp_path, name, n_layer=LAYERS.get(name, 2)).path, Policy()
-    by_hand = engine.call(driven, path, policy, size, **params)
-    assert (engine.call(fed, path, policy, size, **params) == by_hand).all()
+    wanted = engine.call(by_hand, path, policy, TOKENS, size, **params)
+    assert (engine.call(grown, path, policy, TOKENS, size, **params) == wanted).all()
 
 
 @pytest.mark.parametrize("cache", ["f16", "q8_0", "q4_0"])
 def test_in_smaller_caches_too(engine: Worker, tmp_path: Path, cache: str) -> None:
     path, policy = grow_file(tmp_path, "llama", head_dim=32, n_embd=128).path, Policy(cache=cache)
-    by_hand = engine.call(driven, path, policy, 50)
-    assert (engine.call(fed, path, policy, 50) == by_hand).all()
+    wanted = engine.call(by_hand, path, policy, TOKENS, 50)
+    assert (engine.call(grown, path, policy, TOKENS, 50) == wanted).all()
 
 
 @pytest.mark.parametrize("n_ubatch", [16, 100])
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_how_the_tokens_come_makes_no_difference(engine: Worker, tmp_path: Path, name: str, n_ubatch: int) -> None:
     path, policy = grow_file(tmp_path, name).path, FINE
-    at_once = engine.call(fed, path, policy, 512)
+    at_once = engine.call(grown, path, policy, TOKENS, 512)
     for size in (1, 7, 512):
-        np.testing.assert_allclose(engine.call(fed, path, policy, size, n_ubatch=n_ubatch), at_once, atol=5e-3)
+        found = engine.call(grown, path, policy, TOKENS, size, n_ubatch=n_ubatch)
+        np.testing.assert_allclose(found, at_once, atol=5e-3)
 
 
 def with_gaps(path: Path, policy: Policy) -> list[tuple[int, float]]:

@@ -88,6 +88,27 @@ def test_in_the_middle_of_a_conversation(engine: Worker, tmp_path: Path, n: int)
     assert max(error for _, error in found) < 1e-4
 
 
+def off_after(path: Path) -> list[tuple[ElasticState, float]]:
+    """The state and the keys' error where a table of one's own, or none, gives way to the full one."""
+    found = []
+    with elastic(path) as s:
+        s.feed(TOKENS[:100])
+        for factors in ([1.0 + i / 8 for i in range(16)], None):
+            if factors:
+                set_factors(s.ctx, factors, 1.2)
+            else:
+                set_table(s.ctx, None)
+            set_elastic(s.ctx, False)
+            found.append((get_elastic(s.ctx), error(path, s)))
+    return found
+
+
+def test_off_is_the_full_table_whatever_was_there(engine: Worker, tmp_path: Path) -> None:
+    for state, wrong in engine.call(off_after, grow_file(tmp_path, "llama", **BROAD).path):
+        assert state == ElasticState(False, FULL, "mrrope-pro", FULL)
+        assert wrong < 1e-4
+
+
 def file_off(path: Path) -> tuple[ElasticState, Floats, ElasticState, Floats]:
     """State and logits of a context as the file has it, and of one that was told otherwise."""
     with session(path, n_ctx=512) as s:

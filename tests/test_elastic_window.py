@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mrrope_gguf import fetch
+from mrrope_gguf.architectures import architecture
 from mrrope_gguf.engine import set_elastic
 from mrrope_gguf.extend import extend
 from tests import tiny
@@ -71,6 +72,22 @@ def test_a_file_is_its_source(engine: Worker, stock: Worker, tmp_path: Path, nam
     same(engine, stock, source, path)
     same(engine, stock, source, path, cuts=(*[7] * 9, 1))
     same(engine, stock, source, path, cuts=(30, *[1] * 34), n_threads=2)
+
+
+ARCHS = ("minicpm", "granite", "mistral3", "internlm2", "xverse", "ernie4_5", "exaone", "qwen3", "bailingmoe")
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_other_architectures(engine: Worker, stock: Worker, tmp_path: Path, name: str) -> None:
+    # minicpm's portable file is a longrope one, of which stock takes the long factors
+    known = architecture(name)
+    assert known is not None
+    source = tiny.make(tmp_path / "in.gguf", name, n_ctx=ORIG)
+    for rendering in ("engine", *(["portable"] if known.portable or known.longrope else [])):
+        wish: Any = rendering
+        done = extend(source, tmp_path / f"{rendering}.gguf", scale=4, rendering=wish)
+        assert done.rendering.kind == rendering
+        same(engine, stock, source, done.path)
 
 
 def test_a_re_expressed_file(engine: Worker, stock: Worker, tmp_path: Path) -> None:
