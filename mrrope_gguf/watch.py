@@ -49,7 +49,7 @@ def report_stages(llm: Llama, on_stage: OnStage) -> None:
 
 def _n_tokens(context: Any, batch: Any) -> int:
     if context.memory is None:
-        return 1 + max(batch.pos[i] for i in range(batch.n_tokens))
+        return 1 + max(int(batch.pos[i]) for i in range(batch.n_tokens))
     api = engine.llama_cpp().llama_cpp
     n_seq = api.llama_n_seq_max(context.ctx)
     return max(int(api.llama_memory_seq_pos_max(context.memory, seq)) + 1 for seq in range(n_seq))
