@@ -43,12 +43,13 @@ def ablation() -> list[Chain]:
         perplexity("smollm2", "britannica", "none", 8192, 8192),
         *(perplexity("smollm2", "britannica", way, 8192, 16384) for way in (*ways, AT_ONCE[16384])),
         *(needle("smollm2", "noise", 42, 12288, way) for way in (*ways, AT_ONCE[12288])),
+        *(needle("smollm2", "noise", 42, 16384, way) for way in (CANDIDATE, ABLATION[1], STATIC[0])),
         elastic_drift.runs(),
     ]
 
 
 def final() -> list[Chain]:
-    """The default against every static table and truncation: texts to 24K, haystacks of 6K, 12K and 24K."""
+    """The default against every static table and truncation: texts to 24K, haystacks of 12K, 24K and 6K."""
     ways = ("none", DEFAULT, STATIC[0], "truncate", *STATIC[1:])
     ends = {"none": 8192}
     chains = [perplexity("smollm2", text, way, 8192, ends.get(way, 24576)) for way in ways for text in TEXTS]
@@ -65,7 +66,7 @@ def final() -> list[Chain]:
 def gemma() -> list[Chain]:
     """The same past 32K, on a model whose every sixth layer alone is global."""
     ways = ("none", DEFAULT, *STATIC, "truncate")
-    chains = [[f"ppl/gemma3/{TEXTS[0]}/{way}/{end}" for end in (36864, 40960)] for way in ways]
+    chains = [[f"ppl/gemma3/{TEXTS[0]}/{way}/{end}" for end in (36864, 40960)] for way in ways]  # the window is `none`
     return chains + [needle("gemma3", "noise", 42, 40960, way) for way in (DEFAULT, STATIC[0], STATIC[1])]
 
 

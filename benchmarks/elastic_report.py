@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mrrope_gguf.evals.bootstrap import Interval, paired
-from mrrope_gguf.plots import plot_intervals, plot_needles, plot_perplexity
+from mrrope_gguf.plots import plot_intervals, plot_needles, plot_perplexity, plot_tradeoff
+
+ABLATED = 12288  # tokens of the haystack and the end of the bucket that the ablation's picture shows
 
 Runs = dict[str, dict[str, Any]]
 
@@ -184,35 +186,57 @@ def drift(results: Results) -> str:
 
 
 def pictures(results: Results, ways: list[str], folder: Path, name: str) -> list[Path]:
-    """Write what there are results for into `folder`: perplexity and needles, and every difference that was asked."""
+    """Write a picture into `folder` of everything there are results for."""
+    drawn: dict[str, tuple[Callable[..., None], Any, int]] = {
+        "perplexity": (plot_perplexity, _lines(results, ways), results.window),
+        "difference": (plot_intervals, _intervals(results, ways), results.window),
+        "ablation": (plot_tradeoff, _tradeoff(results), ABLATED),
+        "needles-noise": (plot_needles, _needle_lines(results, ways, "noise"), results.window),
+    }
     made = []
-    texts = results.texts()
+    for what, (plot, data, tokens) in drawn.items():
+        if data:
+            made.append(folder / f"{name}-{what}.png")
+            plot(data, tokens, made[-1])
+    return made
+
+
+def _lines(results: Results, ways: list[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """Perplexity over all texts, {way: (middle of the bucket, perplexity)}; a bucket counts where every text has it."""
+    texts, series = results.texts(), {}
+    for way in ways:
+        found = {end: [results.blocks(t, way, end) for t in texts] for end in results.ends()}
+        means = {end: [np.mean(b) for b in blocks if b is not None] for end, blocks in found.items()}
+        points = {end: math.exp(float(np.mean(m))) for end, m in means.items() if texts and len(m) == len(texts)}
+        if points:
+            series[short(way)] = ([end - 2048 for end in points], list(points.values()))
+    return series
+
+
+def _intervals(results: Results, ways: list[str]) -> dict[str, dict[int, Interval]]:
     series = {}
     for way in ways:
-        ends = [e for e in results.ends() if all(results.blocks(t, way, e) is not None for t in texts)]
-        if ends:
-            values = [math.exp(float(np.mean([results.blocks(t, way, e) for t in texts]))) for e in ends]
-            series[short(way)] = ([e - 2048 for e in ends], values)
-    if series:
-        made.append(folder / f"{name}-perplexity.png")
-        plot_perplexity(series, results.window, made[-1])
-    intervals = {}
+        found = {end - 2048: results.difference(way, end, results.texts()) for end in results.ends()}
+        points = {at: difference[0] for at, difference in found.items() if difference is not None}
+        if points and way not in (results.default, "none"):
+            series[short(way)] = points
+    return series
+
+
+def _tradeoff(results: Results) -> dict[str, tuple[float, float]]:
+    points = {}
+    for way, run in results.needles.get(("noise", 42, ABLATED), {}).items():
+        perplexity = results.perplexity("britannica", way, ABLATED)
+        if perplexity is not None:
+            points[short(way)] = (perplexity, run["loss"])
+    return points
+
+
+def _needle_lines(results: Results, ways: list[str], hay: str) -> dict[str, tuple[list[int], list[float]]]:
+    lines = {}
     for way in ways:
-        found = {e: results.difference(way, e, texts) for e in results.ends()}
-        points = {e - 2048: f[0] for e, f in found.items() if f is not None}
-        if points and way != results.default:
-            intervals[short(way)] = points
-    if intervals:
-        made.append(folder / f"{name}-difference.png")
-        plot_intervals(intervals, results.window, made[-1])
-    for hay in sorted({hay for hay, _, _ in results.needles}):
-        lines: dict[str, tuple[list[int], list[float]]] = {}
-        for way in ways:
-            found_at = sorted((key[2], run["loss"]) for key in results.needles if key[:2] == (hay, 42)
-                              if (run := _held(results, key, way)))  # fmt: skip
-            if len(found_at) > 1:
-                lines[short(way)] = ([n for n, _ in found_at], [loss for _, loss in found_at])
-        if lines:
-            made.append(folder / f"{name}-needles-{'noise' if hay == 'noise' else 'prose'}.png")
-            plot_needles(lines, results.window, made[-1])
-    return made
+        runs = {key[2]: _held(results, key, way) for key in sorted(results.needles) if key[:2] == (hay, 42)}
+        points = {length: run["loss"] for length, run in runs.items() if run is not None}
+        if len(points) > 1:
+            lines[short(way)] = (list(points), list(points.values()))
+    return lines

@@ -117,6 +117,22 @@ def plot_needles(series: Mapping[str, tuple[Values, Values]], n_ctx_orig: int, p
     _finish(figure, axes, "Ten numbers hidden in one text", path)
 
 
+def plot_tradeoff(points: Mapping[str, tuple[float, float]], n_tokens: int, path: str | Path) -> None:
+    """Ways to extend a model, each by what it costs and what it keeps: {name: (perplexity, mean needle NLL)}.
+
+    n_tokens: the length of the text that the needles are in. Raises as plot_perplexity does.
+    """
+    if not points:
+        raise ValueError("plot_tradeoff needs one point or more, got none")
+    figure, axes = _canvas(
+        "perplexity past the original context", f"needles in {_tokens(n_tokens)} tokens, nats a token"
+    )
+    for (name, (x, y)), colour in zip(points.items(), _colours(len(points)), strict=True):
+        axes.plot([x], [y], color=colour, label=name, marker="o", markersize=8, linewidth=0, zorder=3)
+    axes.margins(0.15)
+    _finish(figure, axes, "Lower left is better", path)
+
+
 def plot_intervals(
     series: Mapping[str, Mapping[int, tuple[float, float, float]]], n_ctx_orig: int, path: str | Path
 ) -> None:

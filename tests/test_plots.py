@@ -11,7 +11,7 @@ import pytest
 
 from mrrope_gguf.bound import bound_curve
 from mrrope_gguf.errors import FileTrouble, MrropeError
-from mrrope_gguf.plots import plot_bound, plot_factors, plot_intervals, plot_needles, plot_perplexity
+from mrrope_gguf.plots import plot_bound, plot_factors, plot_intervals, plot_needles, plot_perplexity, plot_tradeoff
 from mrrope_gguf.tables import RopeTable, rope_table
 
 FACTS: dict[str, Any] = {"n_rot": 64, "freq_base": 1e5, "n_ctx_orig": 8192}
@@ -173,3 +173,15 @@ def test_intervals_are_per_cent_of_perplexity_side_by_side(drawn: list[Any], tmp
     assert uni[0].get_xdata()[0] < 10240 < pro[0].get_xdata()[0]
     with pytest.raises(ValueError, match="one point"):
         plot_intervals({"a": {}}, 8192, tmp_path / "i.png")
+
+
+def test_tradeoff(drawn: list[Any], tmp_path: Path) -> None:
+    plot_tradeoff({"a": (20.0, 0.5), "b": (19.0, 0.9)}, 12288, tmp_path / "t.png")
+    assert is_png(tmp_path / "t.png")
+    assert [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in drawn[0].lines] == [
+        (20, 0.5),
+        (19, 0.9),
+    ]
+    assert "12K" in drawn[0].get_ylabel()
+    with pytest.raises(ValueError, match="one point"):
+        plot_tradeoff({}, 12288, tmp_path / "t.png")
