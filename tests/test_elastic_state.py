@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,19 +66,23 @@ def resumed(
         return _go_on(s, n)
 
 
+@pytest.fixture(scope="module")
+def other(patched: Path) -> Iterator[Worker]:
+    """A second process on the patched library."""
+    worker = Worker(patched)
+    yield worker
+    worker.close()
+
+
 @WHOLE
 @pytest.mark.parametrize("n", [30, 60, 64, 100, 210])
 @pytest.mark.parametrize("cache", ["f32", "f16", "q8_0", "q4_0"])
-def test_a_new_process_goes_on_bit_for_bit(
-    engine: Worker, patched: Path, tmp_path: Path, cache: str, n: int, seq: int | None
+def test_another_process_goes_on_bit_for_bit(
+    engine: Worker, other: Worker, tmp_path: Path, cache: str, n: int, seq: int | None
 ) -> None:
     path, policy = grow_file(tmp_path, "llama", n_layer=2, **BROAD).path, Policy(cache=cache)
     state, wanted, scales = engine.call(told, path, n, seq, policy)
-    other = Worker(patched)
-    try:
-        found, seen = other.call(resumed, path, state, n, seq, policy)
-    finally:
-        other.close()
+    found, seen = other.call(resumed, path, state, n, seq, policy)
     assert (found == wanted).all()
     assert seen == scales
     assert scales[0] == np.float32(policy.scale_at(n))
