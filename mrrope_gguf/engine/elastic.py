@@ -83,6 +83,21 @@ def set_elastic_policy(llm: Llama | int, *, step: float, head_room: float) -> No
         raise refusal(status, api.error(status).decode(), what="the elastic policy was not changed")
 
 
+def reserve_elastic(llm: Llama | int, n_tokens: int) -> None:
+    """From the next decode on, hold the stage of n_tokens at least: for a first prompt known to be so long. 0: no more.
+
+    The whole prompt is then read at its last scale instead of stage by stage. Raises Refused where the context is not
+    elastic, and for a negative number.
+    """
+    api, ctx = _api(), context_of(llm)
+    if n_tokens < 0 or api.reserve(ctx, n_tokens) != OK:
+        raise Refused(
+            f"no stage was reserved for {n_tokens} tokens",
+            why="a length is 0 or more" if n_tokens < 0 else "this context is not elastic",
+            fix="load the model with elastic=True" if n_tokens >= 0 else "give the length of the prompt",
+        )
+
+
 @dataclass(frozen=True)
 class _Api:
     """The C functions; signatures as the patched llama.h declares them."""
@@ -90,6 +105,7 @@ class _Api:
     set: Any
     get: Any
     policy: Any
+    reserve: Any
     method: Any
     full_scale: Any
     scale: Any
@@ -123,6 +139,7 @@ def _api() -> _Api:
         set=function("elastic_set", ctypes.c_int32, context, ctypes.c_bool),
         get=function("elastic_get", ctypes.c_bool, context),
         policy=function("elastic_policy", ctypes.c_int32, context, ctypes.c_float, ctypes.c_float),
+        reserve=function("elastic_reserve", ctypes.c_int32, context, ctypes.c_int32),
         method=function("elastic_method", ctypes.c_char_p, context),
         full_scale=function("elastic_scale", ctypes.c_float, context),
         scale=function("table_scale", ctypes.c_float, context),
