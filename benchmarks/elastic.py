@@ -17,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.elastic_plan import DEFAULT, GROUPS, OTHERS, STATIC
+from benchmarks.elastic_plan import DEFAULT, GROUPS, OTHERS, PRO, STATIC
 from benchmarks.elastic_report import Results, ablation, differences, drift, needles, perplexities, pictures
 from benchmarks.elastic_runs import Session
 from mrrope_gguf.evals.runlog import RunLog
@@ -49,7 +49,7 @@ def report() -> str:
     runs = RunLog(RESULTS).runs()
     smol = Results(runs, "smollm2", DEFAULT)
     gemma = Results(runs, "gemma3", DEFAULT)
-    ways = ["none", DEFAULT, "truncate", *STATIC, *OTHERS]
+    ways = ["none", DEFAULT, PRO, "truncate", *STATIC, *OTHERS]
     hays = tuple(key for key in smol.needles if key[0] == "noise")
     sections = {
         "Ablation": ablation(smol, hays=hays),

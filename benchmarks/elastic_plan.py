@@ -6,6 +6,7 @@ from benchmarks import elastic_drift
 
 STEP = "1.189207"  # 2 ** (1/4)
 CANDIDATE = f"elastic,method=uni,step={STEP},room=1.33,t=1"
+PRO = f"elastic,method=pro,step={STEP},room=1.33,t=1"
 DEFAULT = CANDIDATE  # what the engine does; chosen by the ablation
 STATIC = ("static,method=uni,scale=4", "static,method=pro,scale=4", "static,method=yarn,scale=4")
 OTHERS = ("static,method=yarn-turns,scale=4", "static,method=ntk,scale=4", "static,method=linear,scale=4")
@@ -65,7 +66,7 @@ def final() -> list[Chain]:
 
 def gemma() -> list[Chain]:
     """The same past 32K, on a model whose every sixth layer alone is global."""
-    ways = ("none", DEFAULT, *STATIC, "truncate")
+    ways = ("none", DEFAULT, PRO, *STATIC, "truncate")
     chains = [[f"ppl/gemma3/{TEXTS[0]}/{way}/{end}" for end in (36864, 40960)] for way in ways]  # the window is `none`
     return chains + [needle("gemma3", "noise", 42, 40960, way) for way in (DEFAULT, STATIC[0], STATIC[1])]
 
