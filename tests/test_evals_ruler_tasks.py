@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mrrope_gguf.errors import Refused
 from mrrope_gguf.evals.ruler import ruler
 from mrrope_gguf.evals.ruler_niah import KINDS, niah
 from mrrope_gguf.evals.samples import Sample
@@ -28,6 +32,7 @@ HIDDEN = {
     "niah_multivalue": (1, 4, 1, WORD, NUMBER, "numbers"),
     "niah_multiquery": (4, 1, 4, WORD, NUMBER, "numbers"),
 }
+NUMBERED = r"(\d+)\. (.*?)(?= \d+\. |$)"
 DEPTHS = [round(100 * i / 39) for i in range(40)]
 
 
@@ -83,6 +88,13 @@ def test_template_of_many_keys() -> None:
     assert asked == f"{first}, {second}, {third}, and {last}"
     of_key = dict(needles(written(found), "niah_multiquery"))
     assert found.references == tuple(of_key[key] for key in (first, second, third, last))
+
+
+def test_needles_stand_in_no_order() -> None:
+    """The values of one key come in the order of the references in one haystack of 24, not in all."""
+    orders = [needles(read(sample("niah_multivalue", 4000, seed).prefix), "niah_multivalue") for seed in range(12)]
+    references = [sample("niah_multivalue", 4000, seed).references for seed in range(12)]
+    assert [tuple(value for _, value in order) for order in orders] != references
 
 
 @pytest.mark.parametrize("seed", [42, 43, 44])
@@ -215,11 +227,13 @@ def test_cwe(length: int, often: int, seldom: int, shown: tuple[int, int]) -> No
     assert sorted(set(solved.values())) == sorted(shown)
     assert len(solved) == (20 if length < 4096 else 40)
     assert not set(solved) & set(counts)
+    words = [word for _, word in re.findall(NUMBERED, task.removesuffix(end))]
+    assert sum(a == b for a, b in pairwise(words)) < 0.1 * len(words)  # shuffled
 
 
 def listed(text: str) -> Counter[str]:
     """The words of `1. word 2. word ...`, whose numbers must rise by one."""
-    found = re.findall(r"(\d+)\. (.*?)(?= \d+\. |$)", text)
+    found = re.findall(NUMBERED, text)
     assert [int(number) for number, _ in found] == list(range(1, len(found) + 1))
     assert " ".join(f"{number}. {word}" for number, word in found) == text
     return Counter(word for _, word in found)
@@ -253,4 +267,32 @@ def test_fwe(length: int) -> None:
     assert least < most
     assert sum(int(least / rank**2 * 6 / math.pi**2 + 1e-9) for rank in range(1, length // 50 + 1)) <= len(words)
     assert len(counts) <= length // 50
-    assert len({tuple(words[i : i + 3]) for i in range(len(words) - 3)}) > 20  # shuffled, not rank by rank
+    assert words[: counts[0][1]].count("...") < 0.8 * counts[0][1]  # shuffled, not rank by rank
+
+
+def test_fwe_is_never_undecided() -> None:
+    """Rounding gives ranks 4 and 5 the same count at some lengths: those are refused."""
+    refused = []
+    for length in range(560, 1200, 4):
+        try:
+            words = read(sample("fwe", length).prefix).split("words. ")[1].split(" ")
+        except Refused:
+            refused.append(length)
+        else:
+            (*_, (_, fourth), (_, fifth)) = [*Counter(words).most_common(5), ("", 0)][:5]
+            assert fourth > fifth
+    assert 0 < len(refused) < 160
+    assert refused != [*range(560, refused[-1] + 1, 4)]  # not only the shortest
+
+
+@pytest.mark.engine
+@pytest.mark.real
+def test_fwe_has_a_word_for_50_tokens(smollm2: Path) -> None:
+    """In short texts every word of the vocabulary comes up."""
+    import llama_cpp
+
+    llm: Any = llama_cpp.Llama(str(smollm2), vocab_only=True, verbose=False)
+    for length in (400, 449, 450):
+        found = next(ruler(llm, "fwe", length, n=1))
+        assert len(set(read(found.prefix, llm).split("coded words. ")[1].split(" "))) == length // 50
+    llm.close()

@@ -124,7 +124,7 @@ def _squad(data: Any) -> Documents:
         for article in articles
         for paragraph in article
         for each in paragraph["qas"]
-        if each["answers"] and not each.get("is_impossible")
+        if each["answers"]
     ]
     return Documents(tuple(place), tuple(questions))
 
