@@ -50,7 +50,7 @@ def report() -> str:
     smol = Results(runs, "smollm2", DEFAULT)
     gemma = Results(runs, "gemma3", DEFAULT)
     ways = ["none", DEFAULT, PRO, "truncate", *STATIC, *OTHERS]
-    hays = tuple(key for key in smol.needles if key[0] == "noise")
+    hays = tuple(key for key in smol.needles if key[0] == "noise" and key[2] > 8192)
     sections = {
         "Ablation": ablation(smol, hays=hays),
         "Perplexity, SmolLM2": perplexities(smol, ways),
