@@ -19,6 +19,7 @@ class Decoder:
     """Decodes one sequence of a llama_cpp.Llama through llama.cpp's own API. Empties the model's cache first.
 
     `n_past` is the number of tokens in the cache; the next ones go to positions n_past, n_past + 1, ...
+    `chunk` tokens at most are decoded at once, in one batch that llama.cpp does not split further.
     """
 
     def __init__(self, llm: Any) -> None:
@@ -28,8 +29,8 @@ class Decoder:
         self.ctx = llm._ctx.ctx
         self._memory = llama_cpp.llama_get_memory(self.ctx)
         self._n_vocab = llm.n_vocab()
-        self._chunk = min(CHUNK, llm.n_batch)
-        self._batch = llama_cpp.llama_batch_init(self._chunk, 0, 1)
+        self.chunk = min(CHUNK, llm.n_batch, llama_cpp.llama_n_ubatch(self.ctx))
+        self._batch = llama_cpp.llama_batch_init(self.chunk, 0, 1)
         self.n_ctx: int = llm.n_ctx()
         self.n_past = 0
         llm.reset()
@@ -46,8 +47,8 @@ class Decoder:
         import numpy as np
 
         self._check_room(len(tokens))
-        for start in range(0, len(tokens), self._chunk):
-            chunk = tokens[start : start + self._chunk]
+        for start in range(0, len(tokens), self.chunk):
+            chunk = tokens[start : start + self.chunk]
             last = start + len(chunk) == len(tokens)
             self._decode(chunk, every, last)
             if progress:
@@ -62,6 +63,24 @@ class Decoder:
         if not self.api.llama_memory_seq_rm(self._memory, 0, n_past, -1):
             raise EngineTrouble("this model's memory cannot be rewound", why="it holds a recurrent state, not keys")
         self.n_past = n_past
+
+    def whole(self) -> bool:
+        """Whether the memory still holds every token it was given: a sliding-window cache drops those behind it."""
+        return self.n_past == 0 or int(self.api.llama_memory_seq_pos_min(self._memory, 0)) == 0
+
+    def try_rewind(self, n_past: int) -> bool:
+        """`rewind`, or False and nothing done where what went before `n_past` is no longer there to go on from."""
+        if n_past == self.n_past:
+            return True
+        if not self.whole() or not self.api.llama_memory_seq_rm(self._memory, 0, n_past, -1):
+            return False
+        self.n_past = n_past
+        return True
+
+    def clear(self) -> None:
+        """Forget everything, of any memory: the next token has the bits of a first one."""
+        self.api.llama_memory_clear(self._memory, False)
+        self.n_past = 0
 
     def close(self) -> None:
         self.api.llama_batch_free(self._batch)

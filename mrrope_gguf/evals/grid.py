@@ -1,0 +1,150 @@
+"""Prompts that share their beginnings: a needle at every depth of every length, many questions about one JSON object.
+
+Source: RULER (arXiv 2404.06654) for needle, question and noise, as in `needle`; InfiniteBench (arXiv 2402.13718) for
+key-value retrieval. Prompts are concatenations of tokens, so that what two of them share is the same tokens: all cells
+of a grid have one haystack, the longest, and part from each other where the first needle of the two stands.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, cycle
+from typing import Any
+
+from .needle import INTRO, KEYS, NEEDLE, NOISE, QUESTION
+from .trie import Prompt
+
+# between sentences; the end of a sentence is where a needle may stand
+ENDS = re.compile(r"(?<=[.!?])\s+")
+KV_INTRO = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
+KV_QUESTION = '\n\nKey: "{key}"\nThe value associated with the specified key is:'
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One needle in one haystack. `position` is that of the needle's first token; `tokens` end with the question."""
+
+    length: int
+    depth: float
+    key: str
+    value: str
+    position: int
+    tokens: tuple[int, ...]
+    answer: tuple[int, ...]
+
+    def prompt(self, generate: int = 0) -> Prompt:
+        """The cell for `trie.run`: the loss of the answer, and a text of `generate` tokens."""
+        return Prompt(self.tokens, self.answer, generate)
+
+
+def needle_grid(
+    llm: Any,
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    *,
+    generate: int = 0,
+    prose: str | None = None,
+    seed: int = 42,
+) -> list[Cell]:
+    """A cell for each length and depth, lengths first.
+
+    lengths: in tokens, of prompt and what follows it: the answer, or `generate` tokens if they are more.
+    depths: shares of the haystack from 0 to 1 before the needle, which moves back from there to a sentence end.
+    prose: taken from its first sentence on, line breaks taken out; None is noise, over and over.
+    Each cell has a key and a seven-digit value of its own, drawn from seed, length and depth.
+    Raises ValueError for a depth outside 0 to 1, a length too short for the needle, and prose that is too short.
+    """
+    wrong = [depth for depth in depths if not 0 <= depth <= 1]
+    if wrong:
+        raise ValueError(f"a depth lies between 0 and 1, got {wrong[0]}")
+    intro = _tokens(llm, INTRO, start=True)
+    fill = _sentences(llm, max(lengths, default=0) - len(intro), prose)
+    return [_cell(llm, intro, fill, length, depth, generate, seed) for length in lengths for depth in depths]
+
+
+def _cell(
+    llm: Any, intro: list[int], fill: list[list[int]], length: int, depth: float, generate: int, seed: int
+) -> Cell:
+    rng = random.Random(f"{seed} {length} {depth}")
+    key, value = rng.choice(KEYS), str(rng.randint(10**6, 10**7 - 1))
+    needle = _tokens(llm, " " + NEEDLE.format(key=key, value=value))
+    question = _tokens(llm, QUESTION.format(key=key))
+    answer = _tokens(llm, " " + value)
+    room = length - len(intro) - len(needle) - len(question) - max(len(answer), generate)
+    ends = [0, *accumulate(map(len, fill))]
+    n_sentences = max((i for i, end in enumerate(ends) if end <= room), default=0)
+    if not n_sentences:
+        raise ValueError(f"{length} tokens have no room for a needle, its question and a sentence")
+    if n_sentences == len(fill):
+        raise ValueError(f"the prose is too short for a haystack of {room} tokens: it has {ends[-1]}")
+    before = max(i for i in range(n_sentences + 1) if ends[i] <= depth * ends[n_sentences])
+    head = [*intro, *(token for sentence in fill[:before] for token in sentence)]
+    tail = [token for sentence in fill[before:n_sentences] for token in sentence]
+    tokens = (*head, *needle, *tail, *question)
+    return Cell(length, depth, key, value, len(head), tokens, tuple(answer))
+
+
+def _sentences(llm: Any, room: int, prose: str | None) -> list[list[int]]:
+    """The first sentences, until one is past `room` tokens or the prose ends: a haystack's last one is then whole."""
+    texts = ENDS.split(NOISE) if prose is None else ENDS.split(prose)
+    known = {text: _tokens(llm, " " + text) for text in texts} if prose is None else {}
+    found: list[list[int]] = []
+    for text in cycle(texts) if prose is None else texts:
+        found.append(known.get(text) or _tokens(llm, " " + " ".join(text.split())))
+        room -= len(found[-1])
+        if room < 0:
+            break
+    return found
+
+
+def key_value_prompts(llm: Any, length: int, questions: int, *, generate: int = 0, seed: int = 42) -> list[Prompt]:
+    """`questions` prompts on one JSON object of random uuid pairs that fills `length` tokens, answer included.
+
+    The keys asked for are spread evenly over the object. The answer is the value in quotation marks.
+    Raises ValueError if the object would have fewer pairs than there are questions.
+    """
+    rng = random.Random(seed)
+    intro, room, pairs = _tokens(llm, KV_INTRO + "{", start=True), length, []
+    parts: list[list[int]] = []
+    while room > 0:
+        pairs.append((_uuid(rng), _uuid(rng)))
+        parts.append(_tokens(llm, (", " if parts else "") + '"{}": "{}"'.format(*pairs[-1])))
+        room -= len(parts[-1])
+    while len(pairs) >= questions:
+        text = [*intro, *(token for part in parts for token in part)]
+        chosen = [pairs[(2 * i + 1) * len(pairs) // (2 * questions)] for i in range(questions)]
+        prompts = [Prompt((*text, *_question(llm, k)), _answer(llm, v), generate) for k, v in chosen]
+        if all(len(p.tokens) + max(len(p.answer), generate) <= length for p in prompts):
+            return prompts
+        pairs.pop()
+        parts.pop()
+    raise ValueError(f"{length} tokens hold {len(pairs)} pairs, fewer than the {questions} questions")
+
+
+def _question(llm: Any, key: str) -> list[int]:
+    return _tokens(llm, "}" + KV_QUESTION.format(key=key))
+
+
+def _answer(llm: Any, value: str) -> tuple[int, ...]:
+    return tuple(_tokens(llm, f' "{value}"'))
+
+
+def _uuid(rng: random.Random) -> str:
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def _tokens(llm: Any, text: str, start: bool = False) -> list[int]:
+    """The tokens of a piece of text; a tokenizer that puts a space before each piece gets it without its own."""
+    own = text.startswith(" ") and _puts_space(llm.metadata)
+    return list(llm.tokenize(text[own:].encode(), add_bos=start, special=False))
+
+
+def _puts_space(metadata: Mapping[str, str]) -> bool:
+    """What llama.cpp does with a SentencePiece vocabulary unless the file says otherwise."""
+    if metadata.get("tokenizer.ggml.model") != "llama":
+        return False
+    return metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true"
