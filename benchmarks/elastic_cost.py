@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.elastic_models import MODELS, widened
-from mrrope_gguf.engine import capture, loaded_library
+from mrrope_gguf.engine import capture, loaded_library, set_elastic
 from mrrope_gguf.evals.decode import Decoder
 from mrrope_gguf.extend import extend
 from mrrope_gguf.model import load
@@ -30,6 +30,7 @@ RESULTS = Path(__file__).parent / "results" / "elastic_cost.json"
 STAGE = re.compile(r"rope_elastic_update: (\d+) positions, scale \S+ -> ([\d.]+), ([\d.]+) ms")
 AT_MOST = 0.02
 WARM = 512  # tokens read before the clock starts
+CHUNK = 4096  # cells that the engine rotates at once
 
 
 def main() -> int:
@@ -46,15 +47,14 @@ def main() -> int:
 
 
 def measure(path: Path, n_tokens: int, threads: int) -> dict[str, Any]:
-    """Seconds of the prefill and of its stages; the memory of the process before the first of them and at its most."""
+    """Seconds of the prefill and of its stages; the memory that a rotation takes for itself."""
     llm: Any = load(path, elastic=True, flash_attn=False, n_threads=threads, n_threads_batch=threads)
     tokens = [10 + i * 7919 % 40000 for i in range(n_tokens)]
+    scratch = rotation(llm, tokens[:CHUNK])
     with capture() as log, Decoder(llm) as decoder:
         read(decoder, tokens[:WARM])
         began = time.perf_counter()
-        read(decoder, tokens[WARM:8192])
-        before = resident("VmRSS")
-        read(decoder, tokens[8192:])
+        read(decoder, tokens[WARM:])
         seconds = time.perf_counter() - began
         found = [(int(n), float(scale), float(ms)) for n, scale, ms in STAGE.findall(log.text)]
     spent = sum(ms for _, _, ms in found) / 1000
@@ -67,9 +67,18 @@ def measure(path: Path, n_tokens: int, threads: int) -> dict[str, Any]:
         "prefill_seconds": round(seconds, 1),
         "stages_seconds": round(spent, 3),
         "share": round(spent / seconds, 5),
-        "MiB_before_the_first": before,
-        "MiB_at_most": resident("VmHWM"),
+        "rotation_MiB": scratch,
     }
+
+
+def rotation(llm: Any, tokens: list[int]) -> int:
+    """MiB by which the process grows while the keys of all `tokens` are rotated to the full table, and back."""
+    with Decoder(llm) as decoder:
+        read(decoder, tokens)
+        before = resident("VmRSS")
+        set_elastic(llm, False)
+        set_elastic(llm, True)
+        return resident("VmHWM") - before
 
 
 def read(decoder: Decoder, tokens: list[int]) -> None:
