@@ -109,6 +109,15 @@ def extend(
         )  # fmt: skip
 
 
+def method_table(facts: RopeFacts, name: str, method: str, scale: float, *, force: bool = False) -> RopeTable:
+    """The table that `extend` would write for a model with these facts, without a file. `name` is for the message.
+
+    Raises Refused for a scale that is not above 1, and, without `force`, for a model trained with a RoPE scaling.
+    """
+    path = Path(name)
+    return _table(_startable(facts, path, force), path, scale, None, method, 32.0, 1.0, None, None)
+
+
 def choose_rendering(facts: RopeFacts, source: Source, wish: Wish) -> Rendering:
     """Portable or engine, through which tensor, and why, for this file."""
     arch, tensors = facts.arch, source.index.tensors
