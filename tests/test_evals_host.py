@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mrrope_gguf.engine import get_elastic, set_table
+from mrrope_gguf.engine.rope_table import context_of
 from mrrope_gguf.errors import EngineTrouble, Refused
 from mrrope_gguf.evals.decode import Decoder
 from mrrope_gguf.evals.host import PREFIX, Host
@@ -180,6 +181,28 @@ def test_split_models(engine: Worker, tmp_path: Path) -> None:
         assert found["left"] == set()
     assert sorted(each.name for each in split.parent.iterdir()) == there
     assert len(there) == 3
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_stock_measures_an_extended_file_from_its_original(tmp_path: Path, name: str) -> None:
+    path = model(tmp_path, name, n_ctx=ORIG)
+    done = extend(path, tmp_path / "long.gguf", scale=2, method="linear", rendering="portable")
+    wanted, seen = by_ways(path, "none,yarn"), by_ways(done.path, "none,yarn")
+    for way in ("none", "yarn"):
+        assert same(seen["rows"][way], wanted["rows"][way])
+    assert len(seen["said"]) == 1
+
+
+def test_one_context_at_a_time(tmp_path: Path) -> None:
+    with Host(model(tmp_path, "llama", n_ctx=ORIG), **OPTIONS) as host:
+        first = host.switch(parse("none")[0])
+        assert host.switch(parse("truncate")[0]) is first
+        second = host.switch(parse("yarn", 4)[0])
+        assert context_of(second)
+        with pytest.raises(EngineTrouble, match="closed"):
+            context_of(first)
+    with pytest.raises(EngineTrouble, match="closed"):
+        context_of(second)
 
 
 @pytest.mark.parametrize("name", ["llama", "rope_freqs", "linear", "qwen2"])

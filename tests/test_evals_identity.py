@@ -30,6 +30,7 @@ from mrrope_gguf.extend import extend
 from mrrope_gguf.facts import rope_facts
 from mrrope_gguf.gguf.index import open_gguf
 from tests import tiny
+from tests.engine_models import YARN
 
 SETTINGS = {"n_threads": 1, "flash_attn": False, "type_k": None, "seed": 42}
 
@@ -65,6 +66,11 @@ def test_a_model_is_known_by_its_bytes(model: Path, tmp_path: Path) -> None:
         data[at] ^= 1
     renamed = tiny.make(tmp_path / "n.gguf", "llama", n_layer=1, n_ctx=64, extra={"general.name": "tinier llama"})
     assert model_identity(renamed)["sha256"] != first["sha256"]
+
+
+def test_context_of_a_trained_scaling(tmp_path: Path) -> None:
+    path = tiny.make(tmp_path / "m.gguf", "llama", n_layer=1, n_ctx=256, extra=YARN)
+    assert [model_identity(path, force=force)["n_ctx_orig"] for force in (False, True)] == [256, 64]
 
 
 @pytest.mark.parametrize("split", [0, 3])
