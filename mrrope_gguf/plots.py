@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Values = Sequence[float] | NDArray[np.floating[Any]] | NDArray[np.integer[Any]]
 
 # Told apart by colour-blind readers too, and dark enough for thin lines on white.
-_COLOURS = ("#3b5bdb", "#e8590c", "#0c8599", "#ae3ec9", "#5c940d", "#c2255c", "#f08c00", "#495057", "#1098ad")
+_COLOURS = ("#3b5bdb", "#e8590c", "#0c8599", "#ae3ec9", "#5c940d", "#c2255c", "#f08c00", "#495057", "#7f4f24")
 _INK, _GREY, _RULE = "#212529", "#868e96", "#e9ecef"
 _CLIP = 2.5  # a perplexity line is cut where it leaves this many times the best series' worst value
 
@@ -73,11 +73,12 @@ def plot_perplexity(
     log2: bool | None = None,
     title: str = "Perplexity by position",
     among: Sequence[str] = (),
+    top: float | None = None,
 ) -> None:
     """Perplexity against position: {name: (positions (k,), perplexities (k,))}, a line at the original context.
 
     log2: the axis of positions; None takes it where they span 16 times or more. A line that leaves the others far
-    behind is cut at the top and its last value written there. among: all names of a report, so that each keeps its
+    behind is cut at the top, or at `top`, and its last value written there. among: all names of a report, so that each keeps its
     colour from picture to picture. Raises as plot_factors does; ValueError for no or empty series.
     """
     if not series or any(len(x) == 0 or len(x) != len(y) for x, y in series.values()):
@@ -85,9 +86,9 @@ def plot_perplexity(
     figure, axes = _canvas("position (tokens)", "perplexity (lower is better)")
     first = min(float(min(x)) for x, _ in series.values())
     last = max(float(max(x)) for x, _ in series.values())
-    top = _CLIP * min(float(max(y)) for _, y in series.values())
+    top = top or _CLIP * min(float(max(y)) for _, y in series.values())
     for (name, (x, y)), colour in zip(series.items(), _colours_of(series, among), strict=True):
-        axes.plot(x, y, color=colour, label=name, marker="o", markersize=3.5, linewidth=2, zorder=3)
+        axes.plot(x, y, _dash(name, among), color=colour, label=name, marker="o", markersize=3.5, linewidth=2, zorder=3)
         _mark_cut(axes, x, y, top, colour)
     highest = max(float(max(y)) for _, y in series.values())
     lowest = min(float(min(y)) for _, y in series.values())
@@ -144,7 +145,8 @@ def plot_scores(
     figure, axes = _canvas("length of the text (tokens)", "mean score (higher is better)")
     for i, ((name, (x, y)), colour) in enumerate(zip(series.items(), _colours_of(series, among), strict=True)):
         size = 9 - 6 * i / len(series)  # a line that lies on another one shows around it
-        axes.plot(x, y, color=colour, label=name, marker="o", markersize=size, linewidth=size / 2.4, zorder=3)
+        dash, width = _dash(name, among), size / 2.4
+        axes.plot(x, y, dash, color=colour, label=name, marker="o", markersize=size, linewidth=width, zorder=3)
     axes.set_ylim(-0.04, 1.04)
     axes.set_xscale("log", base=2)
     if n_ctx_orig is not None:
@@ -192,6 +194,7 @@ def plot_maps(
     figure.supylabel("depth of the needle (%)", color=_INK, fontsize=10.5)
     bar = figure.colorbar(shade, ax=every, shrink=0.9, aspect=30, pad=0.02)
     bar.outline.set_visible(False)
+    bar.solids.set(rasterized=False, edgecolor="face")  # an SVG without a bitmap in it
     bar.ax.tick_params(colors=_COLOURS[7], labelsize=9, length=0)
     bar.set_label("mean score", color=_INK)
     line = "" if n_ctx_orig is None else f" (dashed: original context, {n_ctx_orig})"
@@ -304,6 +307,11 @@ def _colours(n: int) -> list[str]:
 def _colours_of(names: Iterable[str], among: Sequence[str]) -> list[str]:
     """Each name's colour by its place in `among`, or by its own place where that does not have it."""
     return [_colours(len(among) + i + 1)[among.index(name) if name in among else i] for i, name in enumerate(names)]
+
+
+def _dash(name: str, among: Sequence[str]) -> str:
+    """Dashed where the colours begin again."""
+    return "--" if name in among and among.index(name) >= len(_COLOURS) else "-"
 
 
 def _plain_numbers(axis: Any) -> None:

@@ -25,14 +25,16 @@ FIELDS = (
 _STYLE = """
 :root { color-scheme: light dark; --page: #ffffff; --ink: #212529; --soft: #495057; --grey: #868e96; --rule: #dee2e6;
   --best: #e6fcf5; --c0: #3b5bdb; --c1: #e8590c; --c2: #0c8599; --c3: #ae3ec9; --c4: #5c940d; --c5: #c2255c;
-  --c6: #f08c00; --c8: #1098ad; }
+  --c6: #f08c00; --c8: #7f4f24; }
 @media (prefers-color-scheme: dark) { :root { --page: #16181b; --ink: #e9ecef; --soft: #ced4da; --grey: #a3aab1;
   --rule: #3b4046; --best: #0b3b2e; --c0: #91a7ff; --c1: #ffa94d; --c2: #66d9e8; --c3: #e599f7; --c4: #a9e34b;
-  --c5: #faa2c1; --c6: #ffd43b; --c8: #3bc9db; } }
+  --c5: #faa2c1; --c6: #ffd43b; --c8: #d4a373; } }
 body { background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto;
   max-width: 72rem; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.25; margin: 2rem 0 .75rem; }
-p, li, td, th { overflow-wrap: anywhere; }
+p, li { overflow-wrap: anywhere; }
+td { overflow-wrap: break-word; max-width: 32rem; }
+th { white-space: nowrap; }
 .wide { overflow-x: auto; margin: 1rem 0 1.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding-bottom: .4rem; }
@@ -46,7 +48,7 @@ svg { max-width: 100%; height: auto; }
 _PAINT = {
     "#ffffff": "--page", "#212529": "--ink", "#868e96": "--grey", "#e9ecef": "--rule", "#ced4da": "--rule",
     "#495057": "--soft", "#3b5bdb": "--c0", "#e8590c": "--c1", "#0c8599": "--c2", "#ae3ec9": "--c3",
-    "#5c940d": "--c4", "#c2255c": "--c5", "#f08c00": "--c6", "#1098ad": "--c8",
+    "#5c940d": "--c4", "#c2255c": "--c5", "#f08c00": "--c6", "#7f4f24": "--c8",
 }  # fmt: skip
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 

@@ -63,11 +63,16 @@ def _perplexity(name: str, table: Table, summary: Summary) -> Iterator[tuple[Pic
         what = printable(table.text, 60) if table.text else "all texts" if len(summary.ppl) > 1 else "one text"
         title = f"Perplexity by position, {what}"
         alt = f"{title}: a line for each way, in buckets of {summary.bucket}; the table has its values"
-        n, among = summary.results.n_ctx_orig, _labels(summary)
+        n, among, top = summary.results.n_ctx_orig, _labels(summary), _top([max(y) for _, y in series.values()])
         yield (
             Picture(name, alt),
-            lambda path: plots.plot_perplexity(series, n, path, log2=True, title=title, among=among),
+            lambda path: plots.plot_perplexity(series, n, path, log2=True, title=title, among=among, top=top),
         )
+
+
+def _top(highest: list[float]) -> float:
+    """Where a perplexity picture ends: above every line that does not break down, so that those can be told apart."""
+    return 1.08 * max(value for value in highest if value <= 1.6 * min(highest))
 
 
 def _differences(table: Table, summary: Summary) -> Iterator[tuple[Picture, Draw]]:

@@ -98,11 +98,14 @@ def _start(summary: Summary) -> Iterator[Block]:
 
 
 def _ppl(summary: Summary, drawn: dict[str, Picture]) -> Iterator[Block]:
-    yield Items(tuple(verdict(summary.ppl[0].kind, c) for c in summary.ppl[0].columns))
+    columns = sorted(summary.ppl[0].columns, key=lambda column: not column.label.endswith("window"))
+    yield Items(tuple(verdict("ppl", column) for column in columns))
     yield from (drawn[name] for name in ("perplexity", "differences") if name in drawn)
     for i, table in enumerate(summary.ppl):
         title = f"{_texts(table, summary)}: perplexity by position"
         yield grid(title, table, summary.results)
+        if i > 0 and table.columns:
+            yield Items((f"{table.text}: {verdict(table.kind, table.columns[-1])}",))
         if len(summary.ppl) > 1 and f"perplexity-{i}" in drawn:
             yield drawn[f"perplexity-{i}"]
     yield Heading("Against truncating", 3)
@@ -232,10 +235,21 @@ def difference(kind: str, versus: Versus) -> str:
     if versus.interval is None:
         return "-"
     if kind == "ppl":
-        mean, low, high = (f"{100 * expm1(min(x, 700)):+.3g}" for x in versus.interval)
+        mean, low, high = map(_per_cent, versus.interval)
         return f"{mean} %, {low} to {high}"
     mean, low, high = (f"{x:+.3g}" for x in versus.interval)
     return f"{mean}, {low} to {high}"
+
+
+def _per_cent(nats: float) -> str:
+    """
+    >>> [_per_cent(x) for x in (-0.01, 3.0, 1e6)]
+    ['-0.995', '+1,909', '+over 1e6']
+    """
+    value = 100 * expm1(min(nats, 700))
+    if value > 1e6:
+        return "+over 1e6"
+    return f"{value:+,.0f}" if value >= 1000 else f"{value:+.3g}"
 
 
 def gate(task: Task) -> str:
