@@ -78,8 +78,8 @@ def plot_perplexity(
     """Perplexity against position: {name: (positions (k,), perplexities (k,))}, a line at the original context.
 
     log2: the axis of positions; None takes it where they span 16 times or more. A line that leaves the others far
-    behind is cut at the top, or at `top`, and its last value written there. among: all names of a report, so that each keeps its
-    colour from picture to picture. Raises as plot_factors does; ValueError for no or empty series.
+    behind is cut at the top, or at `top`, and its last value written there. among: all names of a report, so that each
+    keeps its colour from picture to picture. Raises as plot_factors does; ValueError for no or empty series.
     """
     if not series or any(len(x) == 0 or len(x) != len(y) for x, y in series.values()):
         raise ValueError("plot_perplexity needs series of as many positions as perplexities, one or more of each")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from math import exp
 from pathlib import Path
@@ -31,7 +32,9 @@ def draw(summary: Summary, directory: Path) -> list[Picture]:
         ) from None
     drawn = []
     # Names are not formulas; words stay words in SVG; the same results give the same bytes.
-    with rc_context({"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "mrrope"}):
+    settings = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "mrrope"}
+    with rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that its font lacks
         for picture, to in _pictures(summary):
             for suffix in SUFFIXES:
                 to(directory / f"{picture.name}{suffix}")
