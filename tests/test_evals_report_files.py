@@ -106,8 +106,8 @@ def test_what_a_model_said_is_text(page: Page, out: Path) -> None:
 def test_names_are_text_too_in_page_and_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     name = "../<i>模$\\frac$ =1|\x1b]0;x\x07"
-    lines = [ppl(name, way, losses(0, "yarn")) for way in ("none", "truncate", "_<b>")]
-    tasks = [answer(name, "_<b>", 512, f"{d}", 1.0, depth=d) for d in (0, 50)]
+    lines = [ppl(name, way, losses(0, "yarn")) for way in ("none", "truncate", "_<b>\x1b")]
+    tasks = [answer(name, "_<b>\x1b", 512, f"{d}", 1.0, depth=d) for d in (0, 50)]
     model = {"name": "<script>", "n_ctx_orig": 1024}
     directory = write(tmp_path / "r", [head(model=model), *lines, *tasks])
     assert report(directory).missing == ""
@@ -117,6 +117,8 @@ def test_names_are_text_too_in_page_and_pictures(tmp_path: Path) -> None:
     assert "Evaluation of <script>" in page.words["h1"]
     assert [p.name for p in tmp_path.iterdir()] == ["r"]
     svg = (directory / "perplexity.svg").read_text(encoding="utf-8")
+    for picture in directory.glob("*.svg"):
+        ElementTree.parse(picture)
     assert "&lt;i&gt;模$\\frac$ =1|" in svg
 
 
