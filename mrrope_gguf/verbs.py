@@ -91,6 +91,17 @@ def texts(args: argparse.Namespace) -> int:
     return 0
 
 
+def report(args: argparse.Namespace) -> int:
+    from .evals.report import report as run
+
+    done = run(args.dir, args.out, bucket=args.bucket)
+    for line in filter(None, done.missing.split("\n")):
+        _say(line)
+    if done.summary.results.skipped:
+        _say(f"left out, cut off or no results: {done.summary.results.skipped} of the results' lines")
+    return _print(done, args.json)
+
+
 def demo(args: argparse.Namespace) -> int:
     from .demo import demo as run
 

@@ -11,7 +11,16 @@ import pytest
 
 from mrrope_gguf.bound import bound_curve
 from mrrope_gguf.errors import FileTrouble, MrropeError
-from mrrope_gguf.plots import plot_bound, plot_factors, plot_intervals, plot_needles, plot_perplexity, plot_tradeoff
+from mrrope_gguf.plots import (
+    plot_bound,
+    plot_factors,
+    plot_intervals,
+    plot_maps,
+    plot_needles,
+    plot_perplexity,
+    plot_scores,
+    plot_tradeoff,
+)
 from mrrope_gguf.tables import RopeTable, rope_table
 
 FACTS: dict[str, Any] = {"n_rot": 64, "freq_base": 1e5, "n_ctx_orig": 8192}
@@ -185,3 +194,34 @@ def test_tradeoff(drawn: list[Any], tmp_path: Path) -> None:
     assert "12K" in drawn[0].get_ylabel()
     with pytest.raises(ValueError, match="one point"):
         plot_tradeoff({}, 12288, tmp_path / "t.png")
+
+
+def test_scores(drawn: list[Any], tmp_path: Path) -> None:
+    series = {"b": ([4096, 8192], [1.0, 0.5]), "c": ([4096], [0.25])}
+    plot_scores(series, None, tmp_path / "s.png", title="Scores", among=["a", "b", "c"])
+    plot_scores({"a": ([4096], [0.5]), **series}, 4096, tmp_path / "all.png", title="Scores")
+    alone, beside = ({line.get_label(): line for line in axes.lines} for axes in drawn)
+    assert list(alone["b"].get_ydata()) == [1.0, 0.5]
+    assert [alone[name].get_color() for name in "bc"] == [beside[name].get_color() for name in "bc"]
+    assert drawn[0].get_ylim()[1] > 1
+    assert drawn[0].get_title(loc="left") == "Scores"
+    assert words(drawn[0]) == ["b", "c"]
+    assert "original context, 4096" in words(drawn[1])
+    with pytest.raises(ValueError, match="as many lengths"):
+        plot_scores({"a": ([1], [])}, None, tmp_path / "s.png", title="")
+
+
+def test_maps_leave_what_was_not_measured_empty(drawn: list[Any], tmp_path: Path) -> None:
+    maps = {"a": {(4096, 0.0): 1.0, (8192, 50.0): 0.25}, "b": {(4096, 50.0): 0.5}}
+    plot_maps(maps, 2048, tmp_path / "m.png", title="Map")
+    assert is_png(tmp_path / "m.png")
+    cells = drawn[0].collections[0].get_array()
+    assert cells[0, 0] == 1
+    assert cells[1, 1] == 0.25
+    assert np.ma.getmaskarray(cells).tolist() == [[False, True], [True, False]]
+    assert list(drawn[0].lines[0].get_xdata()) == [0, 0]  # every length is past the context
+    plot_maps(maps, None, tmp_path / "m.svg", title="Map")
+    assert not drawn[1].lines
+    assert "<image" not in (tmp_path / "m.svg").read_text()
+    with pytest.raises(ValueError, match="one cell"):
+        plot_maps({"a": {}}, None, tmp_path / "m.png", title="")
