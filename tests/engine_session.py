@@ -84,18 +84,22 @@ class Session:
         out = np.empty((len(tokens), self.n_vocab), np.float32)
         for start in range(0, len(tokens), 512):
             part = tokens[start : start + 512]
-            batch = self.api.llama_batch_init(len(part), 0, 1)
-            batch.n_tokens = len(part)
-            for i, token in enumerate(part):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, first + start + i, 1
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, seq
-            status = self.api.llama_decode(self.ctx, batch)
-            self.api.llama_batch_free(batch)
-            if status:
-                raise RuntimeError(f"llama_decode returned {status} at position {first + start}")
-            row = self.api.llama_get_logits(self.ctx)
-            out[start : start + len(part)] = np.ctypeslib.as_array(row, (len(part), self.n_vocab))
+            out[start : start + len(part)] = self.decode([(t, first + start + i, seq) for i, t in enumerate(part)])
         return out
+
+    def decode(self, places: Sequence[tuple[int, int, int]]) -> Floats:
+        """Decode one batch of (token, position, sequence) and return its logits, (n_tokens, n_vocab)."""
+        batch = self.api.llama_batch_init(len(places), 0, 1)
+        batch.n_tokens = len(places)
+        for i, (token, pos, seq) in enumerate(places):
+            batch.token[i], batch.pos[i], batch.logits[i] = token, pos, 1
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, seq
+        status = self.api.llama_decode(self.ctx, batch)
+        self.api.llama_batch_free(batch)
+        if status:
+            raise RuntimeError(f"llama_decode returned {status} at position {places[0][1]}")
+        row = self.api.llama_get_logits(self.ctx)
+        return np.array(np.ctypeslib.as_array(row, (len(places), self.n_vocab)))
 
     def tokenize(self, text: str) -> list[int]:
         data, vocab = text.encode(), self.api.llama_model_get_vocab(self.model)

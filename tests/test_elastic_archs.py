@@ -120,20 +120,10 @@ def test_a_state_brings_its_stage(files: tuple[str, Path, Path], engine: Worker,
 
 def about(s: Session, starts: list[int], n: int, together: bool) -> Floats:
     """Logits of n tokens of two sequences, token about, in one batch or one by one; by sequence."""
-    rows: list[Floats] = []
     places = [(k % 2, starts[k % 2] + k // 2) for k in range(2 * n)]
     if not together:
         return np.concatenate([s.feed([TOKENS[pos + 90 * seq]], seq=seq, first=pos) for seq, pos in places])
-    batch = s.api.llama_batch_init(len(places), 0, 1)
-    batch.n_tokens = len(places)
-    for k, (seq, pos) in enumerate(places):
-        batch.token[k], batch.pos[k], batch.logits[k] = TOKENS[pos + 90 * seq], pos, 1
-        batch.n_seq_id[k], batch.seq_id[k][0] = 1, seq
-    assert s.api.llama_decode(s.ctx, batch) == 0
-    s.api.llama_batch_free(batch)
-    row = s.api.llama_get_logits(s.ctx)
-    rows.append(np.array(np.ctypeslib.as_array(row, (len(places), s.n_vocab))))
-    return rows[0]
+    return s.decode([(TOKENS[pos + 90 * seq], pos, seq) for seq, pos in places])
 
 
 def two(path: Path, starts: list[int], unified: bool, **params: Any) -> tuple[list[Floats], list[float], bool]:

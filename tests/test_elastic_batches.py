@@ -31,16 +31,7 @@ def token_at(place: Place) -> int:
 
 def decode(s: Session, places: list[Place]) -> Floats:
     """One batch; its logits."""
-    batch = s.api.llama_batch_init(len(places), 0, 1)
-    batch.n_tokens = len(places)
-    for k, (seq, pos) in enumerate(places):
-        batch.token[k], batch.pos[k], batch.logits[k] = token_at((seq, pos)), pos, 1
-        batch.n_seq_id[k], batch.seq_id[k][0] = 1, seq
-    status = s.api.llama_decode(s.ctx, batch)
-    s.api.llama_batch_free(batch)
-    assert status == 0, f"llama_decode returned {status}"
-    row = s.api.llama_get_logits(s.ctx)
-    return np.array(np.ctypeslib.as_array(row, (len(places), s.n_vocab)))
+    return s.decode([(token_at((seq, pos)), pos, seq) for seq, pos in places])
 
 
 def mixed(

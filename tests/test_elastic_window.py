@@ -156,15 +156,7 @@ def two_texts(path: Path, unified: bool, lengths: tuple[int, int]) -> tuple[Floa
         rows = []
         for at in range(0, max(lengths), 16):
             tokens = [(i, seq) for i in range(at, at + 16) for seq in (0, 1) if i < lengths[seq]]
-            batch = s.api.llama_batch_init(len(tokens), 0, 1)
-            batch.n_tokens = len(tokens)
-            for k, (i, seq) in enumerate(tokens):
-                batch.token[k], batch.pos[k], batch.logits[k] = TOKENS[i + 100 * seq], i, 1
-                batch.n_seq_id[k], batch.seq_id[k][0] = 1, seq
-            assert s.api.llama_decode(s.ctx, batch) == 0
-            s.api.llama_batch_free(batch)
-            row = s.api.llama_get_logits(s.ctx)
-            rows.append(np.array(np.ctypeslib.as_array(row, (len(tokens), s.n_vocab))))
+            rows.append(s.decode([(TOKENS[i + 100 * seq], i, seq) for i, seq in tokens]))
         return np.concatenate(rows), s.next(0)
 
 
