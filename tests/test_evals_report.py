@@ -197,6 +197,16 @@ def test_a_last_block_counts_from_half_its_size_on(tmp_path: Path) -> None:
         assert len(read(write(tmp_path, [head(), line])).ppl["t"]["none"]) == n
 
 
+def test_what_joined_the_head_later_belongs_to_it(tmp_path: Path) -> None:
+    late = {"run": "#head/0123456789ab", "ways": {"late": {"kind": "elastic"}}, "texts": {"u": "cd" * 32}}
+    broken = {"run": "#head/broken", "ways": 3}
+    lines = [head(), late, broken, ppl("t", "none", [1.0] * 4), ppl("t", "late", [1.0] * 4)]
+    results = read(write(tmp_path, lines))
+    assert results.skipped == 0
+    assert results.mode("late") == "C"
+    assert results.ways == ["none", "late"]
+
+
 def test_a_cut_line_and_lines_that_are_no_results_cost_themselves(tmp_path: Path) -> None:
     good = answer("needle", "none", 512, "0", 1.0)
     bad: list[dict[str, Any]] = [

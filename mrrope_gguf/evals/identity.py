@@ -111,7 +111,7 @@ def check(before: Head, now: Head, where: str = "these results") -> Head:
 
 def read_head(log: RunLog) -> Head | None:
     """The head of a results file with all that joined it since, or None where there is none."""
-    return _head_of(log.runs())
+    return head_of(log.runs())
 
 
 def open_head(log: RunLog, now: Head) -> Head:
@@ -121,7 +121,7 @@ def open_head(log: RunLog, now: Head) -> Head:
     """
     now = json.loads(json.dumps(now))  # what a log would give back
     runs = log.runs()
-    before, where = _head_of(runs), printable(str(log.path))
+    before, where = head_of(runs), printable(str(log.path))
     if before is None:
         if runs:
             raise Refused(
@@ -138,14 +138,19 @@ def open_head(log: RunLog, now: Head) -> Head:
     return before
 
 
-def _head_of(runs: Mapping[str, dict[str, Any]]) -> Head | None:
+def head_of(runs: Mapping[str, dict[str, Any]]) -> Head | None:
+    """The same of runs that were read already. A part that is no table of names counts as empty."""
     if HEAD not in runs:
         return None
     head = dict(runs[HEAD])
     for key, added in runs.items():
         if key.startswith(f"{HEAD}/"):
-            head |= {part: {**head[part], **added.get(part, {})} for part in GROWING}
+            head |= {part: {**_names(head.get(part)), **_names(added.get(part))} for part in GROWING}
     return head
+
+
+def _names(part: object) -> dict[str, Any]:
+    return part if isinstance(part, dict) else {}
 
 
 def _changes(before: Head, now: Head) -> Iterable[str]:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFile, FileTrouble
+from .identity import HEAD, head_of
 
 BLOCK = 256  # positions whose mean loss is one number
-NAME, HEAD = "results.jsonl", "#head"
+NAME = "results.jsonl"
 Losses = dict[str, dict[str, dict[int, float]]]  # {text: {way: {first position of a block: mean}}}
 
 
@@ -96,8 +97,8 @@ def read(directory: str | Path) -> Results:
             broken += 1
         else:
             runs.setdefault(run["run"], run)
-    head = runs.pop(HEAD, {})
-    results = _results(head, runs, broken)
+    cells = {key: run for key, run in runs.items() if key != HEAD and not key.startswith(f"{HEAD}/")}
+    results = _results(head_of(runs) or {}, cells, broken)
     if not (results.ppl or results.kl or results.answers or results.others):
         raise BadFile(
             f"{path}: no results to report",
