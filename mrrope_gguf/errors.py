@@ -3,6 +3,7 @@
 MrropeError
 ├── BadFile           the bytes are not a GGUF that llama.cpp would read; names offset and field
 ├── Refused           the file is sound, but what was asked of it cannot be done, or not without --force
+│   └── ContextFull   a conversation has outgrown the context; nothing was dropped
 ├── FileTrouble       the file system said no: exists, missing, full, read-only, in use
 ├── DoesNotFit        the model and its context do not fit in memory
 └── EngineTrouble     no libllama, or one that cannot do what the file needs
@@ -40,6 +41,15 @@ class BadFile(MrropeError):
 
 class Refused(MrropeError):
     """The file is sound, but what was asked cannot be done, or not without --force."""
+
+
+class ContextFull(Refused):
+    """A conversation of `tokens` tokens has outgrown its context of `window`; nothing of it was dropped."""
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "", tokens: int = 0, window: int = 0) -> None:
+        super().__init__(what, why=why, fix=fix)
+        self.tokens = tokens
+        self.window = window
 
 
 class FileTrouble(MrropeError):

@@ -1,4 +1,4 @@
-"""Where things are kept outside the checkout: one cache folder, which may be deleted at any time."""
+"""Where things are kept outside the checkout: a cache folder, which may be deleted at any time, and the user's data."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def cache_dir() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     return base / "mrrope-gguf"
+
+
+def data_dir() -> Path:
+    """The user's data folder of mrrope-gguf: conversations are kept there. MRROPE_DATA names another. It may not exist."""
+    if named := os.environ.get("MRROPE_DATA"):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        return cache_dir() / "data"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "mrrope-gguf"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "mrrope-gguf"

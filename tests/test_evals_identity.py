@@ -14,20 +14,19 @@ import pytest
 from mrrope_gguf.errors import Refused
 from mrrope_gguf.evals import identity
 from mrrope_gguf.evals.identity import (
-    MIB,
     Head,
     check,
     make_head,
     model_identity,
     open_head,
     read_head,
-    samples,
     text_sha256,
 )
 from mrrope_gguf.evals.runlog import RunLog
 from mrrope_gguf.evals.ways import parse
 from mrrope_gguf.extend import extend
 from mrrope_gguf.facts import rope_facts
+from mrrope_gguf.gguf.digest import MIB, samples
 from mrrope_gguf.gguf.index import open_gguf
 from tests import tiny
 from tests.engine_models import YARN

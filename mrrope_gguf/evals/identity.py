@@ -14,16 +14,13 @@ from typing import Any
 
 from ..errors import Refused
 from ..facts import RopeFacts, read_facts
-from ..gguf.copy import read_pieces
+from ..gguf.digest import source_digest
 from ..gguf.source import Source
-from ..gguf.undo import prefix_end
 from ..text import printable
 from .runlog import RunLog
 from .ways import Way, reach
 
 HEAD, VERSION = "#head", 1
-MIB = 1 << 20
-SAMPLES = 64  # MiB of a file that are hashed
 GROWING = ("ways", "texts")  # parts of a head that may gain names
 
 Head = dict[str, Any]
@@ -39,32 +36,8 @@ def model_identity(path: str | os.PathLike[str], *, force: bool = False) -> dict
     """
     with Source.open(path) as source:
         facts = read_facts(source.index)
-        name, digest = printable(Path(path).name), _digest(source)
+        name, digest = printable(Path(path).name), source_digest(source)
         return {"name": name, "sha256": digest, "n_ctx_orig": reach(facts, force=force), "arch": facts.arch.name}
-
-
-def _digest(source: Source) -> str:
-    digest = hashlib.sha256()
-    for shard in source.shards:
-        layout, lies = source.shard_layout(shard), source.shard_index(shard)
-        header = prefix_end(source.index if shard == source.path else lies)
-        for start, end in [(0, header), *samples(header, layout.size)]:
-            pieces = layout.slice(start, end)
-            digest.update(read_pieces(lambda at, n, lies=lies: lies.raw(at, at + n), pieces))  # type: ignore[misc]
-        digest.update(layout.size.to_bytes(8, "little"))
-    return digest.hexdigest()
-
-
-def samples(start: int, end: int, count: int = SAMPLES, size: int = MIB) -> list[tuple[int, int]]:
-    """The (start, end) in bytes of what is read of start..end: all of it, or `count` stretches of `size`.
-
-    >>> samples(0, 10, count=3, size=4), samples(0, 100, count=3, size=4)
-    ([(0, 4), (4, 8), (8, 10)], [(0, 4), (48, 52), (96, 100)])
-    """
-    if end - start <= count * size:
-        return [(at, min(at + size, end)) for at in range(start, end, size)]
-    starts = [start + i * (end - start - size) // (count - 1) for i in range(count)]
-    return [(at, at + size) for at in starts]
 
 
 def text_sha256(text: str | bytes) -> str:
