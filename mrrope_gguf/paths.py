@@ -21,7 +21,7 @@ def cache_dir() -> Path:
 
 
 def data_dir() -> Path:
-    """The user's data folder of mrrope-gguf: conversations are kept there. MRROPE_DATA names another. It may not exist."""
+    """The user's data folder of mrrope-gguf, where conversations are kept; MRROPE_DATA names another one."""
     if named := os.environ.get("MRROPE_DATA"):
         return Path(named).expanduser()
     if sys.platform == "win32":
