@@ -14,25 +14,28 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .bound import bound, min_base
-    from .errors import BadFile, DoesNotFit, EngineTrouble, FileTrouble, MrropeError, Refused
+    from .errors import BadFile, ContextFull, DoesNotFit, EngineTrouble, FileTrouble, MrropeError, Refused
     from .extend import extend
     from .fit import fit
     from .inspect import inspect
     from .kernels import nll, rope
     from .model import load
     from .revert import revert
+    from .session import ChatSession
     from .tables import METHODS, RopeTable, rope_table
 
 _HOMES = {
     "bound": "bound", "min_base": "bound", "extend": "extend", "fit": "fit", "inspect": "inspect", "nll": "kernels",
     "rope": "kernels", "load": "model", "revert": "revert", "METHODS": "tables", "RopeTable": "tables",
     "rope_table": "tables", "BadFile": "errors", "DoesNotFit": "errors", "EngineTrouble": "errors",
-    "FileTrouble": "errors", "MrropeError": "errors", "Refused": "errors",
+    "FileTrouble": "errors", "MrropeError": "errors", "Refused": "errors", "ContextFull": "errors",
+    "ChatSession": "session",
 }  # fmt: skip
 
 __all__ = [
-    "METHODS", "BadFile", "DoesNotFit", "EngineTrouble", "FileTrouble", "MrropeError", "Refused", "RopeTable",
-    "bound", "extend", "fit", "inspect", "load", "min_base", "nll", "revert", "rope", "rope_table",
+    "METHODS", "BadFile", "ChatSession", "ContextFull", "DoesNotFit", "EngineTrouble", "FileTrouble", "MrropeError",
+    "Refused", "RopeTable", "bound", "extend", "fit", "inspect", "load", "min_base", "nll", "revert", "rope",
+    "rope_table",
 ]  # fmt: skip
 
 
