@@ -10,12 +10,12 @@ from __future__ import annotations
 import random
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, cycle
 from typing import Any
 
-from .needle import INTRO, KEYS, NEEDLE, NOISE, QUESTION
+from .needle import INTRO, KEYS, NEEDLE, NOISE, QUESTION, tokens_of
 from .trie import Prompt
 
 # between sentences; the end of a sentence is where a needle may stand
@@ -61,7 +61,7 @@ def needle_grid(
     wrong = [depth for depth in depths if not 0 <= depth <= 1]
     if wrong:
         raise ValueError(f"a depth lies between 0 and 1, got {wrong[0]}")
-    intro = _tokens(llm, INTRO, start=True)
+    intro = tokens_of(llm, INTRO, start=True)
     fill = _sentences(llm, max(lengths, default=0) - len(intro), prose)
     return [_cell(llm, intro, fill, length, depth, generate, seed) for length in lengths for depth in depths]
 
@@ -71,9 +71,9 @@ def _cell(
 ) -> Cell:
     rng = random.Random(f"{seed} {length} {depth}")
     key, value = rng.choice(KEYS), str(rng.randint(10**6, 10**7 - 1))
-    needle = _tokens(llm, " " + NEEDLE.format(key=key, value=value))
-    question = _tokens(llm, QUESTION.format(key=key))
-    answer = _tokens(llm, " " + value)
+    needle = tokens_of(llm, " " + NEEDLE.format(key=key, value=value))
+    question = tokens_of(llm, QUESTION.format(key=key))
+    answer = tokens_of(llm, " " + value)
     room = length - len(intro) - len(needle) - len(question) - max(len(answer), generate)
     ends = [0, *accumulate(map(len, fill))]
     n_sentences = max((i for i, end in enumerate(ends) if end <= room), default=0)
@@ -91,10 +91,10 @@ def _cell(
 def _sentences(llm: Any, room: int, prose: str | None) -> list[list[int]]:
     """The first sentences, until one is past `room` tokens or the prose ends: a haystack's last one is then whole."""
     texts = ENDS.split(NOISE) if prose is None else ENDS.split(prose)
-    known = {text: _tokens(llm, " " + text) for text in texts} if prose is None else {}
+    known = {text: tokens_of(llm, " " + text) for text in texts} if prose is None else {}
     found: list[list[int]] = []
     for text in cycle(texts) if prose is None else texts:
-        found.append(known.get(text) or _tokens(llm, " " + " ".join(text.split())))
+        found.append(known.get(text) or tokens_of(llm, " " + " ".join(text.split())))
         room -= len(found[-1])
         if room < 0:
             break
@@ -108,11 +108,11 @@ def key_value_prompts(llm: Any, length: int, questions: int, *, generate: int = 
     Raises ValueError if the object would have fewer pairs than there are questions.
     """
     rng = random.Random(seed)
-    intro, room, pairs = _tokens(llm, KV_INTRO + "{", start=True), length, []
+    intro, room, pairs = tokens_of(llm, KV_INTRO + "{", start=True), length, []
     parts: list[list[int]] = []
     while room > 0:
         pairs.append((_uuid(rng), _uuid(rng)))
-        parts.append(_tokens(llm, (", " if parts else "") + '"{}": "{}"'.format(*pairs[-1])))
+        parts.append(tokens_of(llm, (", " if parts else "") + '"{}": "{}"'.format(*pairs[-1])))
         room -= len(parts[-1])
     while len(pairs) >= questions:
         text = [*intro, *(token for part in parts for token in part)]
@@ -126,25 +126,12 @@ def key_value_prompts(llm: Any, length: int, questions: int, *, generate: int = 
 
 
 def _question(llm: Any, key: str) -> list[int]:
-    return _tokens(llm, "}" + KV_QUESTION.format(key=key))
+    return tokens_of(llm, "}" + KV_QUESTION.format(key=key))
 
 
 def _answer(llm: Any, value: str) -> tuple[int, ...]:
-    return tuple(_tokens(llm, f' "{value}"'))
+    return tuple(tokens_of(llm, f' "{value}"'))
 
 
 def _uuid(rng: random.Random) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
-
-
-def _tokens(llm: Any, text: str, start: bool = False) -> list[int]:
-    """The tokens of a piece of text; a tokenizer that puts a space before each piece gets it without its own."""
-    own = text.startswith(" ") and _puts_space(llm.metadata)
-    return list(llm.tokenize(text[own:].encode(), add_bos=start, special=False))
-
-
-def _puts_space(metadata: Mapping[str, str]) -> bool:
-    """What llama.cpp does with a SentencePiece vocabulary unless the file says otherwise."""
-    if metadata.get("tokenizer.ggml.model") != "llama":
-        return False
-    return metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true"

@@ -43,7 +43,8 @@ class Host:
     beside the model, where they can share its blocks, else in the system's folder for temporary files. progress: called
     with (bytes done, bytes in all) where such a file must really be copied.
 
-    facts: of the original; n_ctx_orig: the context that scales count from. Raises BadFile, Refused or FileTrouble for a
+    facts: of the original; n_ctx_orig: the context that scales count from; options: of every load; sets_tables: whether
+    tables are set on one load, and not made into files. Raises BadFile, Refused or FileTrouble for a
     file that cannot be measured, EngineTrouble without libllama.
     """
 
@@ -60,9 +61,9 @@ class Host:
         self.settings = {"flash_attn": flash_attn, "n_threads": n_threads, "type_k": type_k, "type_v": type_v}
         threads = {} if n_threads is None else {"n_threads": n_threads, "n_threads_batch": n_threads}
         types = {name: kind for name, kind in (("type_k", type_k), ("type_v", type_v)) if kind is not None}
-        self._options = {"flash_attn": flash_attn, **threads, **types, **llama}
+        self.options = {"flash_attn": flash_attn, **threads, **types, **llama}
         self._folder, self._progress = Path(folder) if folder is not None else None, progress
-        self._sets_tables = engine.loaded_library().has_rope_table and self.facts.arch.hook
+        self.sets_tables = engine.loaded_library().has_rope_table and self.facts.arch.hook
         self._llm: Llama | None = None
         self._file: _File | None = None
         self._left: list[Path] = []  # folders of files in use that this system does not let go
@@ -85,7 +86,7 @@ class Host:
         for way in tabled:
             table = way.at(int(SAMPLED[0] * self.n_ctx_orig), self.n_ctx_orig)
             table.table(self.facts, self.name, force=self.force)
-            if way.kind == "static" and not self._sets_tables:
+            if way.kind == "static" and not self.sets_tables:
                 self._check_portable(way.name)
 
     def switch(self, way: Way, length: int | None = None) -> Llama:
@@ -101,9 +102,13 @@ class Host:
             self._unload()
             self._llm, self._file = self._open(file), file
         _empty(self._llm)
-        if self._sets_tables and file is None:
+        if self.sets_tables and file is None:
             engine.set_table(self._llm, way.table(self.facts, self.name, force=self.force))
         return self._llm
+
+    def plain(self) -> Llama:
+        """The model as it is, its memory empty. Raises as `load` does."""
+        return self.switch(Way("none", "none", "none", 1.0))
 
     def close(self) -> None:
         """Give up the model and whatever was made for it."""
@@ -148,7 +153,7 @@ class Host:
 
     def _file_for(self, way: Way) -> _File | None:
         """The extended file a way needs; None for the original."""
-        if way.plain or (way.kind == "static" and self._sets_tables):
+        if way.plain or (way.kind == "static" and self.sets_tables):
             return None
         return way.kind, way.method, way.scale
 
@@ -168,7 +173,7 @@ class Host:
             return self._load(made.path, elastic=elastic)
 
     def _load(self, path: Path, elastic: bool | None = None) -> Llama:
-        return load(path, self.n_ctx, past_window=True, elastic=elastic, **self._options)
+        return load(path, self.n_ctx, past_window=True, elastic=elastic, **self.options)
 
     @contextmanager
     def _private(self) -> Iterator[Path]:

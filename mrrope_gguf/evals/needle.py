@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,8 @@ def haystack(llm: Any, n_tokens: int, keys: Sequence[str] = KEYS, seed: int = 42
     """
     rng = random.Random(seed)
     values = {key: str(rng.randint(10**6, 10**7 - 1)) for key in keys}
-    needles = [_tokens(llm, " " + NEEDLE.format(key=key, value=values[key])) for key in keys]
-    tokens = _tokens(llm, INTRO, start=True)
+    needles = [tokens_of(llm, " " + NEEDLE.format(key=key, value=values[key])) for key in keys]
+    tokens = tokens_of(llm, INTRO, start=True)
     room = n_tokens - len(tokens) - sum(map(len, needles))
     fill = _noise(llm, room) if prose is None else _sentences(llm, prose, room)
     if len(fill) < len(keys):
@@ -84,7 +84,7 @@ def haystack(llm: Any, n_tokens: int, keys: Sequence[str] = KEYS, seed: int = 42
 
 def _noise(llm: Any, room: int) -> list[list[int]]:
     """As many repetitions of the noise as `room` tokens hold."""
-    noise = _tokens(llm, " " + NOISE)
+    noise = tokens_of(llm, " " + NOISE)
     return [noise] * (room // len(noise))
 
 
@@ -92,7 +92,7 @@ def _sentences(llm: Any, prose: str, room: int) -> list[list[int]]:
     """The first sentences of `prose` that fill `room` tokens, line breaks taken out. The last one may be cut."""
     found: list[list[int]] = []
     for sentence in re.split(r"(?<=[.!?])\s+", prose):
-        tokens = _tokens(llm, " " + " ".join(sentence.split()))[:room]
+        tokens = tokens_of(llm, " " + " ".join(sentence.split()))[:room]
         room -= len(tokens)
         found.append(tokens)
         if not room:
@@ -116,8 +116,8 @@ def answers(llm: Any, decoder: Decoder, hay: Haystack) -> list[Answer]:
 def _ask_one(llm: Any, decoder: Decoder, hay: Haystack, key: str) -> Answer:
     import numpy as np
 
-    question = _tokens(llm, QUESTION.format(key=key))
-    answer = _tokens(llm, " " + hay.values[key])
+    question = tokens_of(llm, QUESTION.format(key=key))
+    answer = tokens_of(llm, " " + hay.values[key])
     base = len(hay.tokens)
     (last,) = decoder.logits(question, every=False)
     first = last.copy()
@@ -141,5 +141,14 @@ def _greedy(llm: Any, decoder: Decoder, logits: Any, n: int) -> str:
     return str(llm.detokenize(said).decode("utf-8", errors="replace")).strip()
 
 
-def _tokens(llm: Any, text: str, start: bool = False) -> list[int]:
-    return list(llm.tokenize(text.encode(), add_bos=start, special=False))
+def tokens_of(llm: Any, text: str, start: bool = False) -> list[int]:
+    """The tokens of a piece of text; a tokenizer that puts a space before each piece gets it without its own."""
+    own = text.startswith(" ") and _puts_space(llm.metadata)
+    return list(llm.tokenize(text[own:].encode(), add_bos=start, special=False))
+
+
+def _puts_space(metadata: Mapping[str, str]) -> bool:
+    """What llama.cpp does with a SentencePiece vocabulary unless the file says otherwise."""
+    if metadata.get("tokenizer.ggml.model") != "llama":
+        return False
+    return metadata.get("tokenizer.ggml.add_space_prefix", "true") == "true"

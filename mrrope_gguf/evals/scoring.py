@@ -130,6 +130,16 @@ def f1(said: str, references: References) -> float:
     return max(_f1(_normal(said), _normal(reference)) for reference in references)
 
 
+def rouge1_recall(said: str, reference: str) -> float:
+    """ROUGE-1 recall, as the MrRoPE paper scores needles: the share of the reference's words that occur in the answer.
+
+    >>> rouge1_recall("it is 12 34.", "12 56")
+    0.5
+    """
+    words = Counter(re.findall(r"\w+", reference.lower()))
+    return sum((words & Counter(re.findall(r"\w+", said.lower()))).values()) / max(sum(words.values()), 1)
+
+
 METRICS: dict[str, Callable[[str, References], float]] = {
     each.__name__: each
     for each in (

@@ -1,0 +1,217 @@
+"""From what a user asks for to the passes of a suite: every way gets the same texts, lengths and questions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from .. import engine
+from ..errors import MrropeError, Refused
+from ..facts import read_facts
+from ..fetch import Say
+from ..gguf.source import Source
+from . import retrieval, ruler
+from .identity import model_identity
+from .longfiles import INFINITEBENCH
+from .passes import Pass, TaskPass, loss_passes
+from .spec import BLOCK, Spec, Text, find_files, find_texts
+from .tasks import DEPTHS, cost
+from .ways import Way, parse, reach
+
+KINDS = ("ppl", "kl", "needle", "ruler", "retrieval", "all")
+TEXTS = ("voyage-out",)
+SEED = 42
+SAMPLES = {"needle": 1, "ruler": 5, "retrieval": 5}
+QUESTIONS = 20  # on one JSON object of key-value retrieval: it is read once for all of them
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks to be measured. Empty and None take the defaults; lengths are in tokens.
+
+    tasks: RULER's or InfiniteBench's retrieval tasks, by name. keys: named keys in one haystack, all asked for (fast,
+    and another task than one needle). hay: `noise`, a name of `mrrope texts`, or a file. files: InfiniteBench's and
+    LongBench v2's.
+    """
+
+    what: str
+    methods: Sequence[str] = ()
+    scale: float | None = 4.0
+    lengths: Sequence[int] = ()
+    texts: Sequence[str] = ()
+    samples: int | None = None
+    seed: int = SEED
+    depths: Sequence[float] = DEPTHS
+    hay: str = "noise"
+    keys: int = 1
+    tasks: Sequence[str] = ()
+    files: Sequence[str] = ()
+    squad: str | None = None
+    hotpotqa: str | None = None
+    force: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_spec(model: str | os.PathLike[str], request: Request, say: Say | None = None) -> tuple[Spec, list[int], int]:
+    """The suite's spec, the lengths it is measured at, and the model's own context, which scales count from.
+
+    Raises Refused for lengths that make no sense, and what reading the model and its texts raises.
+    """
+    path = os.path.abspath(model)
+    with Source.open(path) as source:
+        window = reach(read_facts(source.index), force=request.force)
+    lengths = sorted(set(request.lengths)) or default_lengths(window, request.scale or 1.0)
+    if lengths[0] < BLOCK:
+        raise Refused(
+            f"a length of {lengths[0]} tokens", why=f"losses are kept in blocks of {BLOCK}", fix="ask for more tokens"
+        )
+    prose = [] if request.hay == "noise" else [request.hay]
+    wanted = list(dict.fromkeys([*(request.texts or _texts_of(request)), *prose]))
+    n_ctx = max(lengths[-1], window if "truncate" in request.methods or not request.methods else 0)
+    spec = Spec(
+        model=path, sha256=str(model_identity(path, force=request.force)["sha256"]), n_ctx=n_ctx, scale=request.scale,
+        options=dict(request.options), texts=find_texts(wanted, say), files=_files(request), force=request.force,
+    )  # fmt: skip
+    return spec, lengths, window
+
+
+def default_lengths(window: int, scale: float) -> list[int]:
+    """Half the window, the window, and its doublings up to S times it.
+
+    >>> default_lengths(8192, 4)
+    [4096, 8192, 16384, 32768]
+    """
+    found, length = [max(window // 2, BLOCK)], window
+    while length <= window * scale + 0.5:
+        found.append(length)
+        length *= 2
+    return sorted({*found, int(window * scale)})
+
+
+def make_passes(llm: Any, spec: Spec, request: Request, lengths: Sequence[int], window: int) -> list[Pass]:
+    """Every pass, task by task and way by way, so that a suite that is cut short has whole comparisons.
+
+    llm: tokenises; its vocabulary is enough. Raises MrropeError for names that are none.
+    """
+    ways = parse(_methods(request), spec.scale)
+    found: list[Pass] = []
+    for what in ("ppl", "kl", "needle", "retrieval", "ruler") if request.what == "all" else (request.what,):
+        if what in ("ppl", "kl"):
+            found += _loss_passes("ppl" if what == "ppl" else "kl", spec, request, ways, lengths, window)
+        else:
+            for task in _tasks(llm, spec, request, what, window):
+                found += _task_passes(llm, spec, task, ways, lengths)
+    if not found:
+        raise MrropeError("nothing to measure", why="every way and length was left out", fix="see `mrrope eval --help`")
+    return found
+
+
+def _texts_of(request: Request) -> Sequence[str]:
+    """The texts that are read where none was named: losses need one, and RULER's essays do."""
+    essays = request.what == "ruler" and any(
+        ruler.find(task).needs == "essay" for task in request.tasks if task not in ("core", "offline")
+    )
+    return TEXTS if request.what in ("ppl", "kl", "all") or essays or "offline" in request.tasks else ()
+
+
+def _files(request: Request) -> tuple[Text, ...]:
+    named = {"squad": request.squad, "hotpotqa": request.hotpotqa}
+    own = tuple(replace(find_files([path])[0], name=name) for name, path in named.items() if path)
+    return (*find_files(request.files), *own)
+
+
+def _methods(request: Request) -> list[str]:
+    """The ways that were asked for. Perplexity is never without truncation, which is what everyone has already."""
+    named = list(request.methods) or ["none", "truncate", "yarn", "mrrope-uni", "mrrope-pro"]
+    if not request.methods and engine.has_elastic():
+        named.append("elastic")
+    if request.what in ("ppl", "all") and "truncate" not in named:
+        named.insert(1 if named[:1] == ["none"] else 0, "truncate")
+    return named
+
+
+def _loss_passes(
+    task: Literal["ppl", "kl"], spec: Spec, request: Request, ways: Iterable[Way], lengths: Sequence[int], window: int
+) -> list[Pass]:
+    measured = [way for way in ways if task == "ppl" or way.kind not in ("none", "truncate")]
+    names = [text.name for text in spec.texts if request.texts or text.name in TEXTS]
+    return [
+        each
+        for text in names
+        for way in measured
+        for each in loss_passes(task, text, way.name, lengths, window, by_length=way.by_length)
+    ]
+
+
+def _tasks(llm: Any, spec: Spec, request: Request, what: str, window: int) -> list[TaskPass]:
+    """The tasks of a kind, each as a pass without way and lengths."""
+    n = request.samples or SAMPLES[what]
+    base = TaskPass("", "", (), (), request.seed, n, window)
+    if what == "needle":
+        seeds = range(request.seed, request.seed + n)
+        hay = "noise" if request.hay == "noise" else spec.texts[-1].name
+        if request.keys > 1:
+            samples = tuple(f"{i}-{seed}" for seed in seeds for i in range(request.keys))
+            return [replace(base, task=f"needle-keys/{hay}", samples=samples, keys_per_text=request.keys)]
+        percents = [round(100 * depth, 3) for depth in request.depths]
+        samples = tuple(f"{percent:g}-{seed}" for seed in seeds for percent in percents)
+        return [replace(base, task=f"needle/{hay}", samples=samples, depths=tuple(request.depths))]
+    found: list[TaskPass] = []
+    if what == "ruler":
+        for name in _ruler_tasks(request):
+            found.append(replace(base, task=f"ruler/{name}", samples=tuple(map(str, range(n)))))
+        return found
+    for name in request.tasks or (() if request.files else tuple(retrieval.TASKS)):
+        if name not in retrieval.TASKS:
+            why = "they are " + ", ".join(retrieval.TASKS)
+            raise MrropeError(f"{name}: no such retrieval task", why=why, fix="name one of them")
+        questions = QUESTIONS if name == "kv" else 1
+        samples = tuple(map(str, range(n * questions)))
+        found.append(replace(base, task=f"retrieval/{name}", samples=samples, keys_per_text=questions))
+    for text in spec.files:
+        if text.name not in ("squad", "hotpotqa"):
+            family = "infinitebench" if text.name in INFINITEBENCH else "longbench"
+            lines = min(request.samples or 10**9, _lines(text))
+            samples = tuple(map(str, range(lines)))
+            found.append(replace(base, task=f"{family}/{text.name}", samples=samples, n=lines))
+    return found
+
+
+def _lines(text: Text) -> int:
+    """The examples of a benchmark file: lines of JSON, or members of its one list."""
+    import json
+
+    words = text.read()
+    if words.lstrip()[:1] == "[":
+        try:
+            return len(json.loads(words))
+        except ValueError as error:
+            raise MrropeError(f"{text.path}: not JSON", why=str(error), fix="download the file again") from None
+    return sum(bool(line.strip()) for line in words.splitlines())
+
+
+def _ruler_tasks(request: Request) -> list[str]:
+    named = list(request.tasks) or ["core"]
+    groups = {"core": ruler.CORE, "offline": ruler.OFFLINE}
+    found = [name for each in named for name in groups.get(each, (each,))]
+    found += ["qa_1"] * bool(request.squad) + ["qa_2"] * bool(request.hotpotqa)
+    for name in found:
+        ruler.find(name)
+    return list(dict.fromkeys(found))
+
+
+def _task_passes(llm: Any, spec: Spec, task: TaskPass, ways: Iterable[Way], lengths: Sequence[int]) -> list[Pass]:
+    """One pass for each way, or for each length of a way of mode B."""
+    whole = replace(task, lengths=tuple(lengths))
+    costs = cost(llm, spec, whole)
+    found: list[Pass] = []
+    for way in ways:
+        if not way.by_length:
+            found.append(replace(whole, way=way.name, cost=costs))
+            continue
+        for length in lengths:
+            alone = replace(task, way=way.name, lengths=(length,))
+            found.append(replace(alone, cost=cost(llm, spec, alone)))
+    return found

@@ -1,0 +1,278 @@
+"""A suite of passes: what is left to do, how long it takes, and doing it, each finished cell on disk at once.
+
+The same suite goes on where it stopped. A budget keeps whole rounds, a round being the same cells for every way, so
+that what is left out is left out for all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..progress import clock
+from .host import Host
+from .identity import engine_identity, make_head, model_identity, open_head
+from .meter import Meter, size
+from .passes import Emit, LossPass, Pass, Result, Tick
+from .run_losses import LossRun
+from .run_tasks import run_task
+from .runlog import RunLog
+from .spec import Spec
+
+NAME = "results.jsonl"
+Say = Callable[[str], object]
+OnCells = Callable[[str, int, int], object]  # what was finished, cells made, and in all
+OnProgress = Callable[[str, float, float], object]  # what runs, seconds done and seconds in all, as far as is known
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """cells: finished by this call; left: not begun, for want of time."""
+
+    cells: int
+    left: int
+
+
+def run_pass(
+    host: Host, spec: Spec, task: Pass, emit: Emit, tick: Tick, done: dict[str, Result], meter: Meter | None = None
+) -> None:
+    """Make a pass's missing cells on a host that is open."""
+    if isinstance(task, LossPass):
+        LossRun(host, spec, task, emit, tick, meter).run(done)
+    else:
+        run_task(host, spec, task, emit, tick, done, meter)
+
+
+def open_host(spec: Spec, say: Say | None = None) -> Host:
+    """The host of a suite. Raises as Host does."""
+    return Host(spec.model, n_ctx=spec.n_ctx, force=spec.force, say=say, **spec.options)
+
+
+class Suite:
+    """Passes that belong together, and the folder that their results go to."""
+
+    def __init__(self, spec: Spec, passes: Sequence[Pass], out: Path) -> None:
+        self.spec, self.passes, self.log = spec, list(passes), RunLog(out / NAME)
+
+    def open(self, host: Host) -> dict[str, Result]:
+        """Write or check the head of the results, and give what is finished. Nothing is measured.
+
+        Raises Refused where the folder's results belong to something else, and what Host.check raises.
+        """
+        ways = [self.spec.way(name) for name in dict.fromkeys(task.way for task in self.passes)]
+        host.check(ways)
+        self.log.path.parent.mkdir(parents=True, exist_ok=True)
+        model = model_identity(self.spec.model, force=self.spec.force)
+        head = make_head(
+            model, host.facts, ways, engine=engine_identity(), scale=self.spec.scale,
+            texts={text.name: text.sha256 for text in (*self.spec.texts, *self.spec.files)},
+            settings=self.spec.settings, force=self.spec.force,
+        )  # fmt: skip
+        open_head(self.log, head)
+        return self.done()
+
+    def done(self) -> dict[str, Result]:
+        """Finished cells by name. What truncation shares with the original counts as soon as that is there."""
+        runs = self.log.runs()
+        for task in self.passes:
+            for key in task.keys:
+                twin = task.twin(key)
+                if key not in runs and twin in runs:
+                    runs[key] = {**runs[twin], "way": task.way}
+                    self.log.add(key, runs[key])
+        return runs
+
+    def left(self, done: dict[str, Result]) -> list[Pass]:
+        """Passes that have cells to make."""
+        return [task for task in self.passes if any(key not in done for key in task.keys)]
+
+    def run(
+        self, host: Host, meter: Meter, *, deadline: float | None = None, on_progress: OnProgress | None = None
+    ) -> Outcome:
+        """Run what is left on `host`, in order. deadline: time.monotonic() after which nothing more is read.
+
+        Ctrl-C leaves every finished cell; so does anything that is raised.
+        """
+        clocked = _Clock(meter, on_progress, deadline)
+        made: list[str] = []
+
+        def emit(key: str, cell: Result) -> None:
+            self.log.add(key, cell)
+            made.append(key)
+
+        for task in self.left(self.done()):
+            done = self.done()  # another process may have been at it, or truncation have found its twin
+            if all(key in done for key in task.keys):
+                continue
+            rest = [each for each in self.left(done) if each is not task]
+            clocked.begin(task.describe(), task.spans(done), [span for each in rest for span in each.spans(done)])
+            try:
+                run_pass(host, self.spec, task, emit, clocked.tick, done, meter)
+            except _OutOfTime:
+                break
+            clocked.end()
+        done = self.done()
+        return Outcome(len(made), _count(self.left(done), done))
+
+    def submit(self, executor: Executor, on_progress: OnCells | None = None) -> Outcome:
+        """Run what is left on an executor's workers, whole passes at a time, results written here as they come.
+
+        Passes of `none` go first, since truncation shares their cells. A pass whose worker died is the executor's to
+        repeat; nothing of it was written. Raises what a pass raised, after the others are finished.
+        """
+        made, trouble = 0, None
+        first = [task for task in self.left(self.done()) if task.way != "truncate"]
+        for some in (first, None):
+            done = self.done()
+            batch = some if some is not None else self.left(done)
+            futures: dict[Future[Any], Pass] = {
+                executor.submit(work, self.spec, _only(task, done)): task for task in batch
+            }
+            for future in as_completed(futures):
+                if (error := future.exception()) is not None:
+                    trouble = trouble or error
+                    continue
+                for key, result in future.result():
+                    if key not in done:
+                        self.log.add(key, result)
+                        made += 1
+                if on_progress:
+                    on_progress(futures[future].describe(), made, made + _count(self.left(self.done()), self.done()))
+            if trouble is not None:
+                raise trouble
+        return Outcome(made, 0)
+
+
+def work(spec: Spec, task: Pass) -> list[tuple[str, Result]]:
+    """One pass, whole, in a process of its own: what an executor is given. The host is kept for the next pass."""
+    found: list[tuple[str, Result]] = []
+    run_pass(_worker_host(spec), spec, task, lambda key, cell: found.append((key, cell)), lambda *_: None, {})
+    return found
+
+
+_hosts: list[tuple[Spec, Host]] = []  # of this process: one at most
+
+
+def _worker_host(spec: Spec) -> Host:
+    if _hosts and _hosts[0][0] == spec:
+        return _hosts[0][1]
+    while _hosts:
+        _hosts.pop()[1].close()
+    spec.check_model()
+    _hosts.append((spec, open_host(spec)))
+    return _hosts[0][1]
+
+
+def _only(task: Pass, done: dict[str, Result]) -> Pass:
+    """The pass without the cells that are finished."""
+    if isinstance(task, LossPass):
+        return replace(task, cells=tuple(task.missing(done)))
+    return task
+
+
+def _count(passes: Iterable[Pass], done: dict[str, Result]) -> int:
+    return sum(key not in done for task in passes for key in task.keys)
+
+
+def calibrate(host: Host, meter: Meter, seconds: float = 8.0) -> None:
+    """Read chunks of nothing in particular for some seconds, and let `meter` learn from them what a token costs."""
+    from .decode import Decoder
+
+    llm = host.plain()
+    with Decoder(llm) as decoder:
+        chunk = [max(llm.token_bos(), 0)] * decoder.chunk
+        for _ in decoder.logits(chunk):  # also pages the weights in
+            pass
+        decoder.clear()
+        began = time.perf_counter()
+        while decoder.n_past + len(chunk) <= host.n_ctx:
+            at, start = decoder.n_past, time.perf_counter()
+            for _ in decoder.logits(chunk):
+                pass
+            meter.add(at, len(chunk), time.perf_counter() - start)
+            if time.perf_counter() - began > seconds:
+                break
+
+
+def estimate(passes: Iterable[Pass], done: dict[str, Result], meter: Meter) -> str:
+    """One line: how many cells and tokens are left, and how long they will take at the rate that was measured."""
+    left = [task for task in passes if any(key not in done for key in task.keys)]
+    spans = [span for task in left for span in task.spans(done)]
+    cells = _count(left, done)
+    return (
+        f"{cells} cells in {len(left)} passes, {size(spans):,} tokens to read: about {clock(meter.seconds(spans))} "
+        f"(measured: {meter.rate:.0f} tokens/s at the start of a context)"
+    )
+
+
+def within(passes: Sequence[Pass], done: dict[str, Result], meter: Meter, seconds: float) -> list[Pass]:
+    """The passes whose rounds fit in `seconds`, shortest lengths first, whole rounds alone.
+
+    A round is one cell of a text, or one length of a task, for every way that is measured.
+    """
+    rounds: dict[tuple[str, int], list[tuple[Pass, Any]]] = {}
+    for task in passes:
+        if isinstance(task, LossPass):
+            for cell in task.cells:
+                rounds.setdefault((f"{task.task}/{task.text}", cell[1]), []).append((task, cell))
+        else:
+            for length in task.lengths:
+                rounds.setdefault((task.task, length), []).append((task, length))
+    kept: dict[int, list[Any]] = {}
+    closed: set[str] = set()
+    for (name, _), parts in sorted(rounds.items(), key=lambda item: item[0][1]):
+        trial = {known: list(its) for known, its in kept.items()}
+        for task, part in parts:
+            trial.setdefault(id(task), []).append(part)
+        now = [_part(task, trial[id(task)]) for task in passes if id(task) in trial]
+        if name not in closed and sum(meter.seconds(task.spans(done)) for task in now) <= seconds:
+            kept = trial
+        else:
+            closed.add(name)  # a later part of a text would have to read this one all the same
+    return [_part(task, kept[id(task)]) for task in passes if id(task) in kept]
+
+
+def _part(task: Pass, parts: list[Any]) -> Pass:
+    """The pass with these cells or lengths alone."""
+    if isinstance(task, LossPass):
+        return replace(task, cells=tuple(sorted(parts)))
+    kept = [i for i, length in enumerate(task.lengths) if length in parts]
+    return replace(
+        task, lengths=tuple(task.lengths[i] for i in kept), cost=tuple(task.cost[i] for i in kept if task.cost)
+    )
+
+
+class _OutOfTime(Exception):
+    """The deadline has passed."""
+
+
+class _Clock:
+    """Tells how far a suite is in seconds, from what the meter expects and how far that was off so far."""
+
+    def __init__(self, meter: Meter, on_progress: OnProgress | None, deadline: float | None) -> None:
+        self.meter, self.on_progress, self.deadline = meter, on_progress, deadline
+        self.began, self.label = time.monotonic(), ""
+        self.spans: list[tuple[int, int]] = []
+        self.others: list[tuple[int, int]] = []
+
+    def begin(self, label: str, spans: list[tuple[int, int]], rest: list[tuple[int, int]]) -> None:
+        self.label, self.spans, self.others = label, spans, rest
+        self.tick(0, 1)
+
+    def tick(self, read: int, total: int) -> None:
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            raise _OutOfTime
+        if self.on_progress is None:
+            return
+        share = read / max(total, 1)
+        ahead = (1 - share) * self.meter.seconds(self.spans) + self.meter.seconds(self.others)
+        spent = time.monotonic() - self.began
+        self.on_progress(self.label, spent, spent + ahead)
+
+    def end(self) -> None:
+        """The pass is finished: what it took counts, and it is ahead no more."""
+        self.spans = []

@@ -1,0 +1,199 @@
+"""The questions of every task by name, as prompts for the trie, and what an answer to one is worth.
+
+Names: needle/HAY and needle-keys/HAY (HAY is `noise` or a text), ruler/TASK, retrieval/TASK, infinitebench/FILE and
+longbench/FILE. The same question is put to every way: what is drawn depends on the task, the length and the seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import MrropeError
+from . import longfiles, ruler_qa
+from .essay import essay
+from .grid import needle_grid
+from .meter import Span
+from .needle import KEYS, QUESTION, ROOM, haystack, tokens_of
+from .passes import Result, TaskPass
+from .retrieval import retrieval
+from .ruler import find, ruler
+from .samples import Sample
+from .scoring import METRICS, rouge1_recall
+from .spec import Spec
+from .trie import Prompt, plan
+from .trie import Result as Said
+
+DEPTHS = tuple(i / 10 for i in range(11))
+GENERATE = 16  # tokens of a needle's answer: seven digits, each a token at worst, and what stands before them
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question. sample: its name among those of its length; depth: per cent of the text before the needle."""
+
+    sample: str
+    length: int
+    seed: int
+    prompt: Prompt
+    references: tuple[str, ...]
+    metric: str
+    depth: float | None = None
+
+    def result(self, task: str, way: str, said: Said, text: str) -> Result:
+        """What the log keeps of an answer, by the schema that `mrrope report` reads."""
+        score = METRICS[self.metric](text, self.references)
+        return {
+            "task": task, "way": way, "length": self.length, "depth": self.depth, "seed": self.seed,
+            "tokens": len(self.prompt.tokens), "score": round(score, 6), "exact": score == 1.0,
+            "rouge1": round(max(rouge1_recall(text, each) for each in self.references), 6),
+            "loss": round(sum(said.losses) / len(said.losses), 6) if said.losses else None,
+            "said": text, "expected": list(self.references),
+        }  # fmt: skip
+
+
+def items(llm: Any, spec: Spec, task: TaskPass) -> list[Item]:
+    """All questions of a pass, lengths first. llm: tokenises, and detokenises where answers are cut short.
+
+    Raises MrropeError for a task that is none or lacks its files, Refused for a length too short for it.
+    """
+    return [item for length in task.lengths for item in _of_length(llm, spec, task, length)]
+
+
+def _of_length(llm: Any, spec: Spec, task: TaskPass, length: int) -> Iterator[Item]:
+    family, _, name = task.task.partition("/")
+    if family == "needle":
+        return _grid(llm, task, length, _prose(spec, name))
+    if family == "needle-keys":
+        return _keys(llm, task, length, _prose(spec, name))
+    if family == "ruler":
+        return _sampled(llm, task, _ruler(llm, spec, task, name, length))
+    if family == "retrieval":
+        made = retrieval(llm, name, length, n=task.n, seed=task.seed, questions=task.keys_per_text)
+        return _sampled(llm, task, made)
+    if family in ("infinitebench", "longbench"):
+        return _sampled(llm, task, _file(llm, spec, family, name, length, task.n))
+    raise MrropeError(f"{task.task}: no such task", why="its family is none", fix="see `mrrope eval --help`")
+
+
+def _prose(spec: Spec, name: str) -> str | None:
+    return None if name == "noise" else spec.text(name).read()
+
+
+def _grid(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iterator[Item]:
+    """A prompt for each depth and seed, one needle in each."""
+    for seed in range(task.seed, task.seed + task.n):
+        with _Told(task, length):
+            cells = needle_grid(llm, [length], task.depths, generate=GENERATE, prose=prose, seed=seed)
+        for cell in cells:
+            prompt = replace(cell.prompt(GENERATE), stop=_found(llm, (cell.value,)))
+            percent = round(100 * cell.depth, 3)
+            yield Item(f"{percent:g}-{seed}", length, seed, prompt, (cell.value,), "string_match_all", percent)
+
+
+def _keys(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iterator[Item]:
+    """Several named keys in one text, each asked for: one prefill for all, and another task than one needle alone."""
+    for seed in range(task.seed, task.seed + task.n):
+        with _Told(task, length):
+            hay = haystack(llm, length - ROOM, KEYS[: task.keys_per_text], seed, prose)
+        for i, (key, value) in enumerate(hay.values.items()):
+            answer = tokens_of(llm, " " + value)
+            asked = (*hay.tokens, *tokens_of(llm, QUESTION.format(key=key)))
+            prompt = Prompt(asked, tuple(answer), GENERATE, _found(llm, (value,)))
+            depth = round(100 * hay.positions[key] / len(hay.tokens), 1)
+            yield Item(f"{i}-{seed}", length, seed, prompt, (value,), "string_match_all", depth)
+
+
+class _Told:
+    """Turns what a haystack of impossible size raises into an error that names it."""
+
+    def __init__(self, task: TaskPass, length: int) -> None:
+        self._what = f"{task.task}: no haystack of {length} tokens"
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, _: object) -> None:
+        if isinstance(error, ValueError):
+            raise MrropeError(self._what, why=str(error), fix="another length, or a longer text") from None
+
+
+def _ruler(llm: Any, spec: Spec, task: TaskPass, name: str, length: int) -> Iterator[Sample]:
+    needs = find(name).needs
+    prose = documents = None
+    if needs == "essay" and spec.texts:
+        first = spec.texts[0]
+        prose = _essay(first.name, first.read())
+    elif needs == "essay":
+        raise MrropeError(f"ruler/{name}: hides its needles in prose", why="no text was named", fix="--text voyage-out")
+    if needs == "documents":
+        load, source = {"qa_1": (ruler_qa.squad, "squad"), "qa_2": (ruler_qa.hotpotqa, "hotpotqa")}[name]
+        found = [text for text in spec.files if text.name == source]
+        documents = load(Path(found[0].path)) if found else None
+    return ruler(llm, name, length, n=task.n, seed=task.seed, essay=prose, documents=documents)
+
+
+@lru_cache(maxsize=2)
+def _essay(name: str, text: str) -> Any:
+    return essay(text, name=name)
+
+
+def _file(llm: Any, spec: Spec, family: str, name: str, length: int, n: int) -> Iterator[Sample]:
+    path = Path(spec.text(name).path)
+    if family == "infinitebench":
+        return islice(longfiles.infinitebench(llm, path, length, n=n), n)
+    base = "tokenizer.chat_template" not in llm.metadata  # such a model follows no instructions
+    return islice(longfiles.longbench(llm, path, length, base=base, n=n), n)
+
+
+def _sampled(llm: Any, task: TaskPass, samples: Iterator[Sample]) -> Iterator[Item]:
+    for sample in samples:
+        monotone = sample.metric in ("string_match_all", "string_match_part")
+        stop = _found(llm, sample.references, sample.metric) if monotone else None
+        prompt = Prompt(sample.tokens, _answer(llm, sample), sample.generate, stop)
+        depth = round(100 * sample.positions[0] / sample.n_prompt, 1) if len(sample.positions) == 1 else None
+        yield Item(
+            str(sample.index), sample.length, sample.seed, prompt, sample.references, sample.metric,
+            depth if task.task != "ruler/vt" else None,
+        )  # fmt: skip
+
+
+def _answer(llm: Any, sample: Sample) -> tuple[int, ...]:
+    """The tokens of the one right answer behind the prompt, for its loss; none where there are several."""
+    if len(sample.references) != 1:
+        return ()
+    before = llm.detokenize(list(sample.tokens[-1:])).decode("utf-8", errors="replace")
+    answer = tokens_of(llm, ("" if before[-1:].isspace() or before[-1:] in "(\"'" else " ") + sample.references[0])
+    return tuple(answer[: sample.generate])  # the context has room for no more
+
+
+def _found(llm: Any, references: Sequence[str], metric: str = "string_match_all") -> Callable[[Sequence[int]], bool]:
+    """Whether an answer has all it is looked for: what follows could not change a score that only looks for strings."""
+    return lambda said: METRICS[metric](text_of(llm, said), references) == 1.0
+
+
+def text_of(llm: Any, tokens: Sequence[int]) -> str:
+    """What a model said, without the spaces around it."""
+    return str(llm.detokenize(list(tokens)).decode("utf-8", errors="replace")).strip()
+
+
+def cost(llm: Any, spec: Spec, task: TaskPass) -> tuple[tuple[Span, ...], ...]:
+    """What the trie reads for each length of a pass: known where prompts are quickly made, else an upper bound.
+
+    RULER's prompts share little, so their number times their length is close.
+    """
+    if task.task.startswith(("ruler/", "infinitebench/", "longbench/")):
+        return tuple(((0, length),) * len(task.samples) for length in task.lengths)
+    found, before = [], 0
+    prompts: list[Prompt] = []
+    for length in task.lengths:
+        prompts += [item.prompt for item in items(llm, spec, replace(task, lengths=(length,)))]
+        work = plan(prompts)
+        whole, rest = divmod(max(work.trie - before, 0), length)
+        asked = len(task.samples) * GENERATE
+        found.append((*[(0, length)] * whole, (max(length - rest, 0), rest), (length, asked)))
+        before = work.trie
+    return tuple(found)
