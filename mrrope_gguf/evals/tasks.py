@@ -67,16 +67,16 @@ def items(llm: Any, spec: Spec, task: TaskPass) -> list[Item]:
 def _of_length(llm: Any, spec: Spec, task: TaskPass, length: int) -> Iterator[Item]:
     family, _, name = task.task.partition("/")
     if family == "needle":
-        return _grid(llm, task, length, _prose(spec, name))
+        return grid_items(llm, task, length, _prose(spec, name))
     if family == "needle-keys":
         return _keys(llm, task, length, _prose(spec, name))
     if family == "ruler":
-        return _sampled(llm, task, _ruler(llm, spec, task, name, length))
+        return sample_items(llm, task, _ruler(llm, spec, task, name, length))
     if family == "retrieval":
         made = retrieval(llm, name, length, n=task.n, seed=task.seed, questions=task.keys_per_text)
-        return _sampled(llm, task, made)
+        return sample_items(llm, task, made)
     if family in ("infinitebench", "longbench"):
-        return _sampled(llm, task, _file(llm, spec, family, name, length, task.n))
+        return sample_items(llm, task, _file(llm, spec, family, name, length, task.n))
     raise MrropeError(f"{task.task}: no such task", why="its family is none", fix="see `mrrope eval --help`")
 
 
@@ -84,7 +84,7 @@ def _prose(spec: Spec, name: str) -> str | None:
     return None if name == "noise" else spec.text(name).read()
 
 
-def _grid(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iterator[Item]:
+def grid_items(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iterator[Item]:
     """A prompt for each depth and seed, one needle in each."""
     for seed in range(task.seed, task.seed + task.n):
         with _Told(task, length):
@@ -149,7 +149,7 @@ def _file(llm: Any, spec: Spec, family: str, name: str, length: int, n: int) -> 
     return islice(longfiles.longbench(llm, path, length, base=base, n=n), n)
 
 
-def _sampled(llm: Any, task: TaskPass, samples: Iterator[Sample]) -> Iterator[Item]:
+def sample_items(llm: Any, task: TaskPass, samples: Iterator[Sample]) -> Iterator[Item]:
     for sample in samples:
         monotone = sample.metric in ("string_match_all", "string_match_part")
         stop = _found(llm, sample.references, sample.metric) if monotone else None
