@@ -33,7 +33,7 @@ class Text:
 
     def read(self) -> str:
         """Raises FileTrouble if it cannot be read, Refused if it is not what it was."""
-        words = _read(Path(self.path))
+        words = read_text(Path(self.path))
         if text_sha256(words) != self.sha256:
             raise Refused(
                 f"{self.path}: not the text these results began with",
@@ -116,11 +116,12 @@ def _named(found: list[tuple[str, Path]]) -> tuple[Text, ...]:
                 why="results are kept by the text's name",
                 fix="rename one of the files, or give each text once",
             )
-        made[name] = Text(name, str(path.resolve()), text_sha256(_read(path)))
+        made[name] = Text(name, str(path.resolve()), text_sha256(read_text(path)))
     return tuple(made.values())
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """A UTF-8 file, byte-order mark taken off. Raises FileTrouble if it cannot be read, MrropeError if it is empty."""
     try:
         words = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
