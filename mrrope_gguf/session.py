@@ -28,6 +28,7 @@ from .sessions.transcript import Transcript, Vocabulary
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
+_SEAM = 8  # tokens before a question that its first word may change
 SAVE_AT_END = 256  # tokens of a conversation without a name that are worth a saved state
 
 Finish = str  # "stop", "length", "window" or "interrupted"
@@ -207,9 +208,11 @@ class ChatSession:
     def _write(
         self, prompt: list[int], written: list[int], stream: Stream, sampling: Sampling, stop: Stop | None
     ) -> Iterator[str]:
-        memory, look_back = self._reader.memory, sampling.repeat_last_n
-        recent = prompt if look_back < 0 else prompt[len(prompt) - min(look_back, len(prompt)) :]
-        with Sampler(sampling, recent) as sampler:
+        memory = self._reader.memory
+        if sampling.repeat_last_n < 0:  # the whole context, as llama.cpp's programs have it
+            sampling = sampling.but(repeat_last_n=self.window)
+        recent = prompt[max(len(prompt) - int(sampling.repeat_last_n), 0) :]
+        with Sampler(sampling, self.vocabulary.n_vocab, recent) as sampler:
             while True:
                 token = sampler.sample(self._llm._ctx.ctx)
                 if self.vocabulary.ends(token):
@@ -253,7 +256,7 @@ class ChatSession:
                 array("i", Transcript(self.vocabulary).for_prompt(self._render([probe])).tokens)
                 for probe in ({"role": "user", "content": "Why?"}, {"role": "user", "content": "2 + 2"})
             )
-            self._opening_tokens = one[: shared(one, other)] if self._head() else array("i")
+            self._opening_tokens = one[: max(shared(one, other) - _SEAM, 0)] if self._head() else array("i")
         return self._opening_tokens
 
     def _so_far(self) -> list[int]:

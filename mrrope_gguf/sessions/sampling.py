@@ -59,13 +59,13 @@ class Sampling:
 class Sampler:
     """llama.cpp's samplers for one answer; a context manager. `recent`: tokens that penalties look back on."""
 
-    def __init__(self, sampling: Sampling, recent: Iterable[int] = ()) -> None:
+    def __init__(self, sampling: Sampling, n_vocab: int, recent: Iterable[int] = ()) -> None:
         self._api = engine.llama_cpp().llama_cpp
         params = self._api.llama_sampler_chain_default_params()
         params.no_perf = True
         self._chain = self._api.llama_sampler_chain_init(params)
         self.seed = sampling.seed if sampling.seed >= 0 else secrets.randbelow(RANDOM)
-        for one in self._samplers(sampling):
+        for one in self._samplers(sampling, n_vocab):
             self._api.llama_sampler_chain_add(self._chain, one)
         for token in recent:
             self._api.llama_sampler_accept(self._chain, token)
@@ -87,12 +87,12 @@ class Sampler:
     ) -> None:
         self.close()
 
-    def _samplers(self, s: Sampling) -> Iterable[Any]:
+    def _samplers(self, s: Sampling, n_vocab: int) -> Iterable[Any]:
         """As common_sampler_init chains them: penalties, top_n_sigma, top_k, typ_p, top_p, min_p, xtc, temperature."""
         api = self._api
         if s.repeat_last_n and (s.repeat_penalty != 1 or s.presence_penalty or s.frequency_penalty):
             yield api.llama_sampler_init_penalties(
-                s.repeat_last_n, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
+                n_vocab, int(s.repeat_last_n), s.repeat_penalty, s.frequency_penalty, s.presence_penalty
             )
         if s.temp <= 0:
             yield api.llama_sampler_init_greedy()

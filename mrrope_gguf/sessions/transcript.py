@@ -21,15 +21,29 @@ if TYPE_CHECKING:
 _UNKNOWN, _CONTROL = 1, 8
 _SPM = 1  # enum llama_vocab_type
 _OPEN, _CLOSE = "\ue000", "\ue001"  # around the number of a control token whose name a message spells out
+_SPACE = re.compile(r"\s*")
 _MARK = "\x01"  # no piece of a SentencePiece vocabulary has it
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a prompt, as `Vocabulary.shield` left it, or of an answer, and its tokens."""
+    """A stretch of a prompt, as `Vocabulary.shield` left it, or (written) an answer, and its tokens."""
 
     text: str
     tokens: tuple[int, ...]
+    written: bool = False
+
+    def end(self, prompt: str, at: int) -> int:
+        """Where this piece ends if `prompt` goes on with it at `at`, else -1.
+
+        Templates trim an answer, or put a space before it, that was none when the model wrote it: its own tokens hold.
+        """
+        if prompt.startswith(self.text, at):
+            return at + len(self.text)
+        core, space = self.text.strip(), _SPACE.match(prompt, at)
+        if self.written and core and space and prompt.startswith(core, space.end()):
+            return space.end() + len(core)
+        return -1
 
 
 class Vocabulary:
@@ -59,10 +73,11 @@ class Vocabulary:
         plain, special = parts[0], True
         for part in parts[1:]:
             # what stands between two template texts is tokenised by itself
-            tokens += self._tokenize(plain, special=special, after=bool(tokens) or not first)
+            tokens += self._tokenize(plain, special=special, after=not first)
+            first = first and not plain
             plain = self._spelled(part) if special else part
             special = not special
-        return tokens + self._tokenize(plain, special=special, after=bool(tokens) or not first)
+        return tokens + self._tokenize(plain, special=special, after=not first)
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for in an answer; none for a control token."""
@@ -142,26 +157,30 @@ class Transcript:
         """The transcript of a prompt: pieces it begins with as they are, then the rest of it as one new piece."""
         kept, at = [], 0
         for piece in self.pieces:
-            if at == len(prompt) or not prompt.startswith(piece.text, at):
+            end = piece.end(prompt, at)
+            if at == len(prompt) or end < 0:
                 break
             kept.append(piece)
-            at += len(piece.text)
+            at = end
         if at < len(prompt):
             kept.append(Piece(prompt[at:], tuple(self.vocabulary.encode(prompt[at:], first=at == 0))))
         return Transcript(self.vocabulary, kept)
 
     def add(self, text: str, tokens: Sequence[int]) -> None:
         """Put the answer to a prompt behind it."""
-        self.pieces.append(Piece(self.vocabulary.shield(text), tuple(tokens)))
+        self.pieces.append(Piece(self.vocabulary.shield(text), tuple(tokens), written=True))
 
     def to_json(self) -> list[dict[str, Any]]:
-        return [{"text": piece.text, "tokens": list(piece.tokens)} for piece in self.pieces]
+        return [{**vars(piece), "tokens": list(piece.tokens)} for piece in self.pieces]
 
     @classmethod
     def from_json(cls, vocabulary: Vocabulary, values: object) -> Transcript:
         """What to_json made; an empty transcript of anything else."""
         try:
-            pieces = [Piece(_text(value["text"]), _tokens(value, vocabulary.n_vocab)) for value in _list(values)]
+            pieces = [
+                Piece(_text(value["text"]), _tokens(value, vocabulary.n_vocab), bool(value["written"]))
+                for value in _list(values)
+            ]
         except (KeyError, TypeError, ValueError):
             pieces = []
         return cls(vocabulary, pieces)
