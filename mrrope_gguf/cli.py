@@ -87,6 +87,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return 2
     if "model" in args:
         _place_model(parser, args)
+    if args.verb == "sessions":
+        from .verbs_sessions import sessions
+
+        return sessions(args)
     from . import verbs
 
     name = args.verb.replace("-", "_")
@@ -157,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_texts(verbs)
     _add_report(verbs)
     cli_chat.add_export(verbs, _model, tokens)
+    _add_sessions(verbs)
     _add_build(verbs)
     _add_demo(verbs)
     return parser
@@ -243,6 +248,18 @@ def _add_report(verbs: Verbs) -> None:
     p.add_argument("--out", metavar="DIR2", help="where the report goes (default: DIR)")
     p.add_argument("--bucket", type=tokens, metavar="N", help="positions in a column (default: 4k, less if short)")
     p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_sessions(verbs: Verbs) -> None:
+    p = verbs.add_parser("sessions", help="what conversations have kept on disk: list, show, remove")
+    actions = p.add_subparsers(prog="mrrope sessions", dest="action", metavar="ACTION")
+    listing = actions.add_parser("list", help="name, model, tokens, size and date of each (default)")
+    show = actions.add_parser("show", help="a conversation, or what a saved state says about itself")
+    show.add_argument("name", metavar="NAME")
+    for action in (listing, show):
+        action.add_argument("--json", action="store_true", help="print JSON")
+    remove = actions.add_parser("rm", help="remove conversations and their saved states")
+    remove.add_argument("names", nargs="+", metavar="NAME", help="'all': everything")
 
 
 def _add_build(verbs: Verbs) -> None:
