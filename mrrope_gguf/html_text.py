@@ -17,7 +17,7 @@ _BLOCKS = frozenset(
     )
 )  # fmt: skip
 _CONTAINERS = frozenset(("article", "aside", "div", "footer", "form", "header", "main", "nav", "section", "span", "ul"))
-_CLOSE = frozenset(("dd", "dt", "li", "option", "tr", "caption"))  # lines of one block, not paragraphs
+_CLOSE = frozenset(("button", "caption", "dd", "dt", "li", "option", "tr"))  # lines of one block, not paragraphs
 _HEADINGS = {f"h{level}": "#" * level for level in range(1, 7)}
 _SPACES = re.compile(r"[ \t\n\r\f]+")
 _START = re.compile(

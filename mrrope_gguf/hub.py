@@ -70,9 +70,8 @@ def cached(repo: str) -> dict[str, Path]:
     """The files of a repository that lie in the cache whole, by name; the newest revision's first."""
     found: dict[str, Path] = {}
     for snapshot in _snapshots(repo):
-        for path in sorted(snapshot.rglob("*.gguf")):
-            if path.is_file():  # a link whose download was deleted leads nowhere
-                found.setdefault(path.relative_to(snapshot).as_posix(), path)
+        for name in _ggufs(snapshot):
+            found.setdefault(name, snapshot / name)
     return found
 
 
@@ -100,9 +99,8 @@ def _without_network(wanted: Wanted, error: Exception, say: Say | None) -> Fetch
         raise refusal from error
     there = cached(wanted.repo)
     for snapshot in _snapshots(wanted.repo):
-        names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.gguf") if path.is_file()]
         try:
-            files = choose(wanted, names)
+            files = choose(wanted, _ggufs(snapshot))
         except Refused:
             continue
         if say:
@@ -225,6 +223,16 @@ def _snapshots(repo: str) -> list[Path]:
     except OSError:
         return []
     return sorted(found, key=lambda path: (path.name != main, -path.stat().st_mtime))
+
+
+def _ggufs(snapshot: Path) -> list[str]:
+    """The GGUF files of a cached revision that are there whole; of files beside the Hub's own, none.
+
+    The Hub's are links to blobs wherever the system has links; `mrrope extend` may have written others there.
+    """
+    found = sorted(snapshot.rglob("*.gguf"))
+    links = [path for path in found if path.is_symlink()]
+    return [path.relative_to(snapshot).as_posix() for path in links or found if path.is_file()]
 
 
 def _folder(repo: str) -> Path:

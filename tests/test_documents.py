@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import threading
 import zipfile
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mrrope_gguf import documents
 from mrrope_gguf.documents import Document, read, read_all, tokens_of
@@ -28,7 +31,7 @@ sea</h1><p>Salt &amp; foam,<br>caf&eacute; &#8212; <b>bo</b>ld.<p>Unclosed.
 <table><tr><th>a</th><th>b</th></tr><tr><td>1</td><td>2</td></tr></table>
 <pre>  keep
     this</pre><svg><text>drawn</text></svg><noscript>switch it on</noscript>
-<img src="x.png" alt="a whale"></body></html>"""
+<ul><li><button>Light</button><li><button>Dark</button></ul><img src="x.png" alt="a whale"></body></html>"""
 PAGE_TEXT = """The Sea & the Sky
 
 # Of the sea
@@ -46,6 +49,9 @@ a | b
 
   keep
     this
+
+- Light
+- Dark
 
 a whale"""
 
@@ -188,6 +194,30 @@ def test_pdf_without_pypdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(__import__("sys").modules, "pypdf", None)
     error = refused(put(tmp_path, "a.pdf", pdf(text_page("x"))), "needs pypdf", MrropeError)
     assert error.fix == "pip install 'mrrope-gguf[chat]'"
+
+
+SEEDS = (pdf(text_page("some words"), PICTURE), PAGE.encode(), b"\xef\xbb\xbf# T\n", b"\xff\xfe<\0h\0t\0m\0l\0>\0")
+
+
+@given(seed=st.sampled_from(SEEDS), at=st.integers(0, 1500), new=st.binary(max_size=40), cut=st.integers(0, 60))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_a_document_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, seed: bytes, at: int, new: bytes, cut: int
+) -> None:
+    at = at % (len(seed) + 1)
+    path = put(tmp_path_factory.getbasetemp(), "any", seed[:at] + new + seed[at + cut :])
+    found: Document | MrropeError
+    try:
+        found = read(path)
+    except MrropeError as error:
+        found = error
+    if isinstance(found, MrropeError):
+        assert found.why
+        assert found.fix
+    else:
+        assert found.text.strip()
+        assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", found.text)
+        assert found.text.encode()
 
 
 def _docx() -> bytes:

@@ -230,6 +230,18 @@ def test_without_network_the_cache_serves(hub: Hub, monkeypatch: pytest.MonkeyPa
     assert cached("user/none") == {}
 
 
+def test_an_extended_file_in_the_cache_is_not_the_hubs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mrrope_gguf.extend import extend
+
+    found = fetch(f"{QUANTS}:q8_0")
+    written = extend(found.path, scale=4).path
+    assert written.name == "m-ContextLength256-Q8_0.gguf"
+    assert written.parent == found.path.parent
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert fetch(f"{QUANTS}:q8_0") == found
+    assert list(cached(QUANTS)) == ["m-Q8_0.gguf"]
+
+
 def test_half_a_split_model_does_not_serve(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     (fetch(SPLIT).path.parent / "big-q8_0-00002-of-00003.gguf").unlink()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
