@@ -23,7 +23,7 @@ from mrrope_gguf import texts
 from mrrope_gguf.engine import loaded_library
 from mrrope_gguf.evals import snapshot
 from mrrope_gguf.evals.decode import Decoder
-from mrrope_gguf.evals.needle import ROOM, Haystack, answers, haystack
+from mrrope_gguf.evals.needles import ROOM, Haystack, answers, haystack
 from mrrope_gguf.evals.runlog import RunLog
 from mrrope_gguf.kernels import nll
 from mrrope_gguf.model import load

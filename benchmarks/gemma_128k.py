@@ -21,8 +21,8 @@ from typing import Any
 
 from mrrope_gguf import fetch
 from mrrope_gguf.engine import loaded_library
-from mrrope_gguf.evals.needle import ask, haystack
-from mrrope_gguf.evals.perplexity import perplexity, token_nll
+from mrrope_gguf.evals.losses import perplexity, token_nll
+from mrrope_gguf.evals.needles import ask, haystack
 from mrrope_gguf.extend import extend
 from mrrope_gguf.model import load
 

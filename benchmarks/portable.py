@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf import fetch
-from mrrope_gguf.evals.perplexity import perplexity, token_nll
+from mrrope_gguf.evals.losses import perplexity, token_nll
 from mrrope_gguf.extend import extend, file_factors
 from mrrope_gguf.facts import LONG
 from mrrope_gguf.gguf.edit import Edit

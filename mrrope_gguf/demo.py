@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import engine
 from .errors import MrropeError
-from .evals.needle import KEYS, ROOM, Answer, ask, haystack
-from .evals.perplexity import buckets, perplexity, token_nll
+from .evals.losses import buckets, perplexity, token_nll
+from .evals.needles import KEYS, ROOM, Answer, ask, haystack
 from .fetch import BRITANNICA, SMOLLM2, Say, article, fetch
 from .progress import Bar
 

@@ -82,7 +82,7 @@ def _request(args: argparse.Namespace) -> Request:
 
 def _check(args: argparse.Namespace) -> None:
     """Refused for numbers that no suite can be made of."""
-    from .evals.needle import KEYS
+    from .evals.needles import KEYS
 
     wrong = {
         f"--samples {args.samples}": args.samples is not None and args.samples < 1,

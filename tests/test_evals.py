@@ -11,8 +11,8 @@ import pytest
 
 from mrrope_gguf.errors import EngineTrouble
 from mrrope_gguf.evals.decode import Decoder
-from mrrope_gguf.evals.needle import NEEDLE, ROOM, ask, haystack
-from mrrope_gguf.evals.perplexity import buckets, perplexity, token_nll
+from mrrope_gguf.evals.losses import buckets, perplexity, token_nll
+from mrrope_gguf.evals.needles import NEEDLE, ROOM, ask, haystack
 from mrrope_gguf.model import load
 from tests import tiny
 from tests.forward import forward

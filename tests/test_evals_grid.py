@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mrrope_gguf.evals.grid import Cell, key_value_prompts, needle_grid
-from mrrope_gguf.evals.needle import INTRO, NEEDLE, NOISE, QUESTION
+from mrrope_gguf.evals.needles import INTRO, NEEDLE, NOISE, QUESTION
 from mrrope_gguf.evals.trie import plan, run, shared
 from mrrope_gguf.model import load
 from tests import tiny

@@ -13,7 +13,7 @@ import pytest
 from mrrope_gguf.errors import FileTrouble, MrropeError, Refused
 from mrrope_gguf.evals import wordlists
 from mrrope_gguf.evals.essay import essay, from_file, public_domain
-from mrrope_gguf.evals.ruler import CORE, OFFLINE, TASKS, ruler
+from mrrope_gguf.evals.ruler_tasks import CORE, OFFLINE, TASKS, ruler
 from mrrope_gguf.evals.samples import Pieces, Sample
 from tests.eval_text import BOS, PROSE, Bytes, Spacing, prose, read, written
 

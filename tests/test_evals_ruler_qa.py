@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mrrope_gguf.errors import FileTrouble, MrropeError, Refused
-from mrrope_gguf.evals.ruler import ruler
 from mrrope_gguf.evals.ruler_qa import Documents, hotpotqa, squad
+from mrrope_gguf.evals.ruler_tasks import ruler
 from mrrope_gguf.evals.samples import Sample
 from mrrope_gguf.evals.scoring import score
 from tests.eval_text import Bytes, read, written

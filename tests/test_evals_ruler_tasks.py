@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mrrope_gguf.errors import Refused
-from mrrope_gguf.evals.ruler import ruler
 from mrrope_gguf.evals.ruler_niah import KINDS, niah
+from mrrope_gguf.evals.ruler_tasks import ruler
 from mrrope_gguf.evals.samples import Sample
 from tests.eval_text import PROSE, Bytes, job, prose, read, written
 

@@ -7,7 +7,7 @@ import pytest
 from mrrope_gguf.errors import Refused
 from mrrope_gguf.evals.longfiles import INFINITEBENCH
 from mrrope_gguf.evals.retrieval import TASKS as RETRIEVAL
-from mrrope_gguf.evals.ruler import TASKS as RULER
+from mrrope_gguf.evals.ruler_tasks import TASKS as RULER
 from mrrope_gguf.evals.samples import Sample
 from mrrope_gguf.evals.scoring import METRICS, score
 

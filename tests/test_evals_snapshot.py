@@ -12,7 +12,7 @@ import pytest
 from mrrope_gguf.errors import EngineTrouble
 from mrrope_gguf.evals import snapshot
 from mrrope_gguf.evals.decode import Decoder
-from mrrope_gguf.evals.needle import KEYS, NEEDLE, haystack
+from mrrope_gguf.evals.needles import KEYS, NEEDLE, haystack
 from mrrope_gguf.model import load
 from tests import tiny
 

@@ -235,7 +235,7 @@ def test_texts_end(llm: Any) -> None:
 
 
 def test_losses_are_those_of_the_answer(llm: Any) -> None:
-    from mrrope_gguf.evals.perplexity import token_nll
+    from mrrope_gguf.evals.losses import token_nll
 
     tokens, answer = tuple(tiny.tokens(600)), tuple(tiny.tokens(7, 1))
     (found,) = run(llm, [Prompt(tokens, answer)])

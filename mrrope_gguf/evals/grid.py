@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import accumulate, cycle
 from typing import Any
 
-from .needle import INTRO, KEYS, NEEDLE, NOISE, QUESTION, tokens_of
+from .needles import INTRO, KEYS, NEEDLE, NOISE, QUESTION, tokens_of
 from .trie import Prompt
 
 # between sentences; the end of a sentence is where a needle may stand

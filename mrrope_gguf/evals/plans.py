@@ -12,7 +12,7 @@ from ..errors import MrropeError, Refused
 from ..facts import read_facts
 from ..fetch import Say
 from ..gguf.source import Source
-from . import retrieval, ruler
+from . import retrieval, ruler_tasks
 from .identity import model_identity
 from .longfiles import INFINITEBENCH
 from .passes import Pass, TaskPass, loss_passes
@@ -111,7 +111,7 @@ def make_passes(llm: Any, spec: Spec, request: Request, lengths: Sequence[int], 
 def _texts_of(request: Request) -> Sequence[str]:
     """The texts that are read where none was named: losses need one, and RULER's essays do."""
     essays = request.what == "ruler" and any(
-        ruler.find(task).needs == "essay" for task in request.tasks if task not in ("core", "offline")
+        ruler_tasks.find(task).needs == "essay" for task in request.tasks if task not in ("core", "offline")
     )
     return TEXTS if request.what in ("ppl", "kl", "all") or essays or "offline" in request.tasks else ()
 
@@ -194,11 +194,11 @@ def _lines(text: Text) -> int:
 
 def _ruler_tasks(request: Request) -> list[str]:
     named = list(request.tasks) or ["core"]
-    groups = {"core": ruler.CORE, "offline": ruler.OFFLINE}
+    groups = {"core": ruler_tasks.CORE, "offline": ruler_tasks.OFFLINE}
     found = [name for each in named for name in groups.get(each, (each,))]
     found += ["qa_1"] * bool(request.squad) + ["qa_2"] * bool(request.hotpotqa)
     for name in found:
-        ruler.find(name)
+        ruler_tasks.find(name)
     return list(dict.fromkeys(found))
 
 

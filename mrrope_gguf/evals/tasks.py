@@ -18,10 +18,10 @@ from . import longfiles, ruler_qa
 from .essay import essay
 from .grid import needle_grid
 from .meter import Span
-from .needle import KEYS, QUESTION, ROOM, haystack, tokens_of
+from .needles import KEYS, QUESTION, ROOM, haystack, tokens_of
 from .passes import Result, TaskPass
 from .retrieval import retrieval
-from .ruler import find, ruler
+from .ruler_tasks import find, ruler
 from .samples import Sample
 from .scoring import METRICS, rouge1_recall
 from .spec import Spec

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mrrope_gguf.engine import ActiveTable, get_table
-from mrrope_gguf.evals.needle import Answer, ask, haystack
+from mrrope_gguf.evals.needles import Answer, ask, haystack
 from mrrope_gguf.extend import extend
 from mrrope_gguf.model import load
 from tests import patched as process

@@ -39,6 +39,37 @@ def token_nll(llm: Any, tokens: Sequence[int], progress: Progress | None = None)
     return losses
 
 
+def half_chunks(llm: Any, tokens: Sequence[int], n_ctx: int, progress: Progress | None = None) -> NDArray[np.float32]:
+    """llama-perplexity's losses, in nats, float32 (chunks * (n_ctx - 1 - n_ctx // 2),).
+
+    The text is cut into pieces of `n_ctx` tokens; what is over at its end is left out. Each is read anew, BOS in the
+    place of its first token where the model adds one, and the losses of its second half count.
+    Raises ValueError for a text shorter than one piece.
+    """
+    import numpy as np
+
+    n, first = len(tokens) // n_ctx, n_ctx // 2
+    if not n:
+        raise ValueError(f"a piece has {n_ctx} tokens, the text {len(tokens)}")
+    starts_with_bos = tokens[0] == llm.token_bos()
+    found: list[NDArray[np.float32]] = []
+    with Decoder(llm) as decoder:
+        for start in range(0, n * n_ctx, n_ctx):
+            piece = list(tokens[start : start + n_ctx])
+            shown = [tokens[0], *piece[1:]] if starts_with_bos else piece
+            decoder.clear()
+            for _ in decoder.logits(shown[:first], every=False):
+                pass
+            targets = np.asarray(piece[first + 1 :], dtype=np.int64)
+            at = 0
+            for logits in decoder.logits(shown[first:-1]):
+                found.append(nll(logits, targets[at : at + len(logits)]))
+                at += len(logits)
+            if progress:
+                progress(start + n_ctx, n * n_ctx)
+    return np.concatenate(found)
+
+
 def perplexity(losses: NDArray[np.float32], start: int = 0, end: int | None = None) -> float:
     """exp of the mean loss of positions start..end."""
     return math.exp(float(losses[start:end].mean(dtype="float64")))
