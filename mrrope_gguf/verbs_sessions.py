@@ -23,7 +23,7 @@ def sessions(args: argparse.Namespace) -> int:
         if not gone:
             _say("there was nothing to remove")
         return 0
-    return _list(store, args.json)
+    return _list(store, getattr(args, "json", False))
 
 
 def _list(store: Store, as_json: bool) -> int:

@@ -16,7 +16,7 @@ from tests import tiny
 
 BOOK = "the sea was calm and the men of the inn ran on in the rain. " * 12
 ONE_THREAD = {"n_threads": 1, "n_threads_batch": 1}
-GREEDY = {"temp": 0, "n_predict": 12}
+GREEDY: dict[str, Any] = {"temp": 0, "n_predict": 12}
 
 
 @dataclass
