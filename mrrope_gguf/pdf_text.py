@@ -38,9 +38,9 @@ def pdf_text(file: IO[bytes], name: str, *, most: int, progress: Progress | None
             raise
         except pypdf.errors.DependencyError as error:
             raise Refused(
-                f"{name}: this PDF is encrypted, and opens without a password",
-                why=f"pypdf cannot undo AES by itself: {error}",
-                fix="pip install cryptography",
+                f"{name}: this PDF is encrypted by AES",
+                why=f"pypdf cannot undo that by itself: {error}",
+                fix="pip install cryptography, which is enough if it opens without a password",
             ) from None
         except RecursionError:
             raise _damaged(name, "its objects are nested without end") from None

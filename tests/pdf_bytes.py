@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import zlib
 
 PICTURE = "q 200 0 0 200 72 500 cm /Im1 Do Q"  # a page's content that paints the picture alone
 
@@ -50,3 +52,24 @@ def encrypted(data: bytes, user: str, owner: str = "owner") -> bytes:
 
 def _stream(content: str, entries: str = "") -> str:
     return f"<< {entries} /Length {len(content)} >>\nstream\n{content}\nendstream"
+
+
+def aes_encrypted() -> bytes:
+    """A page that says "a secret" under AES-256, made by pypdf with cryptography; it opens without a password."""
+    return zlib.decompress(base64.b85decode(_AES))
+
+
+_AES = (
+    "c-oCr&5ImG6u-nn`rttkPlmeeMKs;@T?LcH-Pu`p)nt|(-3YQseZ1Q3u+u&E^sd<;dN9O`ABg0jVlbXW5l`Yp40sU*F(4B45{(D-FEFA9t9w"
+    "5(WIQ-?srTyr-uu1RzgIIW3yTlp<20GM@$0wWB^YI>v}ck|CrKaQ9RW(arZ!vUMv|_W4HzR516GsS*#rvT1d=I08<(Wra=WMzPSQtnKSoa>+"
+    "5pk|1eE?Kv?)|Ugzi;JPlC_Qe0ese$l_mMf}|!fQMwA_a=UVoRFh$`jF|R-5j!B6KH0Zt!0lZu4>95gH_c@?LSm&c61O$QrkFL^lXS3c>(*?"
+    "Xv9)<KhPH0H1Y0{$=guT)uW+T$iw%^X&WpKXoF6zQ3h=1{`$Q*dEDzghoX&l{+01bX@{P@QqTO<<tOg_FV$=fc<PILL%x<KU*W(qay5(?G7R"
+    "?A%l0F8-M#NLnR3FzBm|=3_`qP&$j*tI*`KPb{`QzFL7w$f?v+&IJ&DXB{FnasP?_d0|VYwf=&sR+F-Os49iHr|jUHWpp>K(oG&WZW+@Ba4e"
+    "sn72n9645xk6pe0?=LRi_020^eRjuvy88XX8+X3`(fc>f|MKU1S8nE)K5-w<zj?Io|8?rEPoI0_)q7re{(+YV*IrsXH_bp!Fjzx8etjekxey"
+    "-DD~J)zw2(xTsDgZ}h6<&F+7#YYK1utiqpb!VymOdoYlLK&1s=R2*kQ^u!;MuUkPN)QoH=HtFx*OoHN)N*#t4Uu2ui^z#WfJm1&Cm?jEPKnh"
+    "?;r=bp#0*3)(=Wr{FV!fm#TZTkj!=3~*3{Vx?J7Ay|)zGMIBI7{?+Q?v1C$2<E8E1T{E-R0M<qL$S1?QSM@^=t1rGPjlP#W^bqY=IKJ|`XeZ"
+    "sppz(_>kZcEZ8B)IKd6U`XfHuyRJV+N4|Svv;EXhp8H;Uaj5v*5r0KY~Uc_cOcA5eu+QbHgmD*^kaIj7}g=I5{m`26ModBzhwa&+;KvU1N*f"
+    "DoB%M=y>7~)u6uoio+SYXyW0D`@vJj66n&%?Oj4m@@yW0FV+3LK*(P_3esQLDL}omj536@(;<;?E9$NN`R$3h2;>;|jJn#Vwy;Q$9@Sl#fU`"
+    "<)d;M%Xv2C6KcX&S0>+rs@3!$KL^deu9juo@x7;Sc_BV}9Ts(|tWh9*RGbZgX(BOZ-e4UKI{SY@*4uZf+8xzM9z1sA+EjHrtk@+_W@dW*#pG"
+    "W!Yrq8"
+)

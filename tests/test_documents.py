@@ -8,6 +8,7 @@ import re
 import threading
 import zipfile
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from mrrope_gguf.documents import Document, read, read_all, tokens_of
 from mrrope_gguf.errors import FileTrouble, MrropeError, Refused
 from mrrope_gguf.vocab import Vocab, counter
 from tests import tiny
-from tests.pdf_bytes import PICTURE, encrypted, pdf, text_page
+from tests.pdf_bytes import PICTURE, aes_encrypted, encrypted, pdf, text_page
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="pipes and links as POSIX has them")
 PAGE = """<!DOCTYPE html><html><head><meta charset="utf-8"><title>The Sea &amp; the Sky</title>
@@ -183,6 +184,14 @@ def test_encrypted_pdf(tmp_path: Path) -> None:
     data = pdf(text_page("a secret"))
     assert "qpdf" in refused(put(tmp_path, "a.pdf", encrypted(data, "word")), "a.pdf: this PDF is encrypted").fix
     assert read(put(tmp_path, "b.pdf", encrypted(data, ""))).text == "a secret"
+
+
+def test_pdf_under_aes_asks_for_what_undoes_it(tmp_path: Path) -> None:
+    path = put(tmp_path, "a.pdf", aes_encrypted())
+    if find_spec("cryptography") or find_spec("Crypto"):
+        assert read(path).text == "a secret"
+    else:
+        assert "pip install cryptography" in refused(path, "a.pdf: this PDF is encrypted by AES").fix
 
 
 @pytest.mark.parametrize("cut", [9, 200, 400])
