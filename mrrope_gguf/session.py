@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .errors import ContextFull, MrropeError, Refused
 from .progress import Progress
 from .sessions.named import Named
-from .sessions.reader import CHUNK, Reader, Reading, Stop
+from .sessions.reader import CHUNK, SAVE_FROM, Reader, Reading, Stop, in_a_line
 from .sessions.sampling import Sampler, Sampling
 from .sessions.store import Store, shared
 from .sessions.stream import Stream
@@ -202,6 +202,8 @@ class ChatSession:
             transcript.add(stream.whole, written)
             self._transcript = transcript
             self._change([*messages, {"role": "assistant", "content": stream.text}], settled=True)
+            if self._reader.unsaved >= SAVE_FROM:
+                self._reader.save()
         if self.finish_reason == "window":
             raise self._full(len(tokens) + len(written), "the answer has filled the context")
 
@@ -302,18 +304,19 @@ class ChatSession:
     def _keep_named(self) -> bool:
         if self._named is None:
             return True
-        mark, state = self._reader.fingerprint(), self._reader.state
-        values = {
-            "created": self._created, "model": mark.name, "path": str(Path(self._llm.model_path).absolute()),
-            "parts": dict(mark.parts), "system": self.system, "documents": [list(one) for one in self.documents],
+        state = self._reader.state
+        values: dict[str, Any] = {
+            "created": self._created, "path": str(Path(self._llm.model_path).absolute()),
+            "system": self.system, "documents": [list(one) for one in self.documents],
             "messages": self._messages, "pieces": self._transcript.to_json(), "tokens": self.tokens_used,
             "sampling": {**vars(self.sampling)}, "state": f"{state.parent.name}/{state.name}" if state else "",
             "n_ctx": self.window,
         }  # fmt: skip
         try:
-            self._named.save(values)
-        except MrropeError as error:
-            self._note(f"the session was not saved: {error.what}; {error.why}; {error.fix}")
+            mark = self._reader.fingerprint()
+            self._named.save({**values, "model": mark.name, "parts": dict(mark.parts)})
+        except (MrropeError, OSError) as error:
+            self._note(f"the session was not saved: {in_a_line(error)}")
             return False
         return True
 

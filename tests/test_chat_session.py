@@ -315,13 +315,17 @@ def patched_run() -> Any:
     return partial(run, lib=None)
 
 
-def test_a_long_reading_is_saved_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("slow", [True, False])
+def test_a_long_reading_is_saved(tmp_path: Path, slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where it took long, else when the answer is there."""
+    monkeypatch.setattr("mrrope_gguf.sessions.reader.SLOW", 0.0 if slow else 1e9)
     llm = open_small(small(tmp_path, n_ctx=4096))
     session = chat(llm, BOOK * 8, store=tmp_path / "s", n_predict=2)
     answer = session.say("one")
     next(answer)
-    assert len(states(tmp_path / "s")) == 1
+    assert len(states(tmp_path / "s")) == slow
     answer.close()  # type: ignore[attr-defined]
+    assert len(states(tmp_path / "s")) == 1
     session.close()  # two tokens more: not worth another file
     first = states(tmp_path / "s")
     assert len(first) == 1

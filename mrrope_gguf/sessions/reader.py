@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 CHUNK = 512  # tokens read between two looks at `stop`
 RESTORE_FROM = 32  # tokens that a saved state must spare; fewer are read as quickly
-SAVE_FROM = 2048  # tokens read at a stretch that are saved at once, not only at the end
+SAVE_FROM = 2048  # tokens that are saved as soon as there is time for it, not only at the end
+SLOW = 20.0  # seconds of reading after which there is: what they made is not put at risk
 
 Stop = Callable[[], bool]
 
@@ -80,7 +81,7 @@ class Reader:
         finally:
             read, seconds = self.memory.n - begin, time.monotonic() - now
             self.last = Reading(len(tokens), begin - restored, restored, read, now - began, seconds)
-        if self.memory.n - begin >= SAVE_FROM:
+        if self.last.read_seconds >= SLOW and self.unsaved >= SAVE_FROM:
             self.save()
         return True
 
@@ -98,7 +99,7 @@ class Reader:
                 self.fingerprint(), held, self.memory.save, size=self.memory.state_size(), whole=whole, scale=scale
             )
         except (MrropeError, OSError) as error:
-            self._note(f"not saved, the conversation goes on: {_line(error)}")
+            self._note(f"not saved, the conversation goes on: {in_a_line(error)}")
             return False
         self._kept = _Kept(path, held, scale)
         # the longer state does all that the shorter one did, unless keys would have to be rotated back for it
@@ -130,7 +131,7 @@ class Reader:
             mark = self.fingerprint()
             found = self.store.find(mark, tokens[:-1], more_than=held + RESTORE_FROM, n_ctx=self._llm.n_ctx())
         except (MrropeError, OSError) as error:
-            self._note(f"saved states are not used: {_line(error)}")
+            self._note(f"saved states are not used: {in_a_line(error)}")
             return 0
         for one in found:
             if self._take(one):
@@ -143,7 +144,7 @@ class Reader:
         try:
             self.store.load(found, lambda path: self.memory.restore(path, len(tokens)))
         except (FileTrouble, EngineTrouble) as error:
-            self._note(f"a saved state was refused, and is read again: {_line(error)}")
+            self._note(f"a saved state was refused, and is read again: {in_a_line(error)}")
             return False
         self._kept = _Kept(found.path, tokens, found.head.scale)
         return self.memory.keep(found.usable) == found.usable
@@ -160,7 +161,7 @@ class Reader:
         return True
 
 
-def _line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
     """An error in one line."""
     if isinstance(error, MrropeError):
         return "; ".join(filter(None, (error.what, error.why, error.fix)))
