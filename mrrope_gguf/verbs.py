@@ -102,6 +102,12 @@ def report(args: argparse.Namespace) -> int:
     return _print(done, args.json)
 
 
+def figure(args: argparse.Namespace) -> int:
+    from .verbs_figures import figure as run
+
+    return run(args, _say)
+
+
 def demo(args: argparse.Namespace) -> int:
     from .demo import demo as run
 
