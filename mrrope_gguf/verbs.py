@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import shlex
 import sys
@@ -88,6 +89,23 @@ def texts(args: argparse.Namespace) -> int:
         print(json.dumps([text.to_json() for text in found], indent=2))
     else:
         print("\n".join(paths or [text.render() for text in found]))
+    return 0
+
+
+def lm_eval(args: argparse.Namespace) -> int:
+    from .evals.lm_eval_run import evaluate
+
+    gc.enable()  # a run of hours makes cycles
+    threads = {} if args.threads is None else {"n_threads": args.threads, "n_threads_batch": args.threads}
+    done = evaluate(
+        args.model, [name.strip() for name in args.tasks.split(",") if name.strip()], include_path=args.include_path,
+        limit=args.limit, num_fewshot=args.num_fewshot, apply_chat_template=args.apply_chat_template,
+        gen_kwargs=args.gen_kwargs, out=args.output, say=_say, n_ctx=args.n_ctx or None, method=args.method,
+        scale=args.scale, **threads,
+    )  # fmt: skip
+    print(done.render())
+    for path in done.files:
+        _say(f"wrote {printable(str(path))}")
     return 0
 
 

@@ -60,10 +60,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Result:
-    """Negative log likelihoods of the answer's tokens, in nats, (len(answer),), and the tokens generated."""
+    """Negative log likelihoods of the answer's tokens, in nats, (len(answer),), and the tokens generated.
+
+    greedy: whether there was an answer and each of its tokens has the largest logit at its place.
+    """
 
     losses: tuple[float, ...] = ()
     generated: Tokens = ()
+    greedy: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,17 +235,20 @@ class _Walk:
 
     def ask(self, prompt: Prompt, row: Row) -> Result:
         """What is wanted after the tokens in the cache. Leaves more of them there, which `read` removes."""
-        losses = self._losses(prompt.answer, row)
+        losses, greedy = self._losses(prompt.answer, row)
         if prompt.generate and self.decoder.n_past != len(prompt.tokens):
             self._reach(prompt.tokens, len(prompt.tokens))
-        return Result(losses, self._text(prompt, row))
+        return Result(losses, self._text(prompt, row), greedy)
 
-    def _losses(self, answer: Tokens, row: Row) -> tuple[float, ...]:
+    def _losses(self, answer: Tokens, row: Row) -> tuple[tuple[float, ...], bool]:
         found: list[float] = nll(row[None], answer[:1]).tolist() if answer else []
+        greedy = bool(answer) and int(row.argmax()) == answer[0]
         for logits in self.decoder.logits(answer[:-1]):
-            found += nll(logits, answer[len(found) : len(found) + len(logits)]).tolist()
+            part = answer[len(found) : len(found) + len(logits)]
+            found += nll(logits, part).tolist()
+            greedy = greedy and logits.argmax(1).tolist() == list(part)
             self._count(len(logits))
-        return tuple(found)
+        return tuple(found), greedy
 
     def _text(self, prompt: Prompt, row: Row) -> Tokens:
         said: list[int] = []
