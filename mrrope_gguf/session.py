@@ -74,6 +74,7 @@ class ChatSession:
         self._opening_tokens: array[int] | None = None
         self._named = Named(kept.folder / "named", name) if kept and name is not None else None
         self._created = time.time()
+        self._answering: object = None  # the answer that is being written
         try:
             self._reopen(sampling)
         except BaseException:
@@ -190,22 +191,31 @@ class ChatSession:
         self, messages: list[Message], transcript: Transcript, sampling: Sampling, stop: Stop | None
     ) -> Iterator[str]:
         self.finish_reason = "interrupted"
+        self._answering = mine = object()
         tokens = transcript.tokens
         if not self._reader.bring(tokens, opening=len(self._opening()), progress=self._on_progress, stop=stop):
             return
         stream = Stream([*sampling.reverse_prompt, *self._template.stops])
         written: list[int] = []
         try:
-            yield from self._write(tokens, written, stream, sampling, stop)
+            for piece in self._write(tokens, written, stream, sampling, stop):
+                yield piece
+                if self._answering is not mine:
+                    raise Refused("this answer was given up", why="the conversation has changed", fix="ask again")
         finally:
-            stream.push(b"", last=True)  # what was held back, if this was cut short
-            transcript.add(stream.whole, written)
-            self._transcript = transcript
-            self._change([*messages, {"role": "assistant", "content": stream.text}], settled=True)
-            if self._reader.unsaved >= SAVE_FROM:
-                self._reader.save()
+            if self._answering is mine:
+                self._commit(messages, transcript, stream, written)
         if self.finish_reason == "window":
             raise self._full(len(tokens) + len(written), "the answer has filled the context")
+
+    def _commit(self, messages: list[Message], transcript: Transcript, stream: Stream, written: list[int]) -> None:
+        """Make an answer, as far as it got, part of the conversation."""
+        stream.push(b"", last=True)  # what was held back, if it was cut short
+        transcript.add(stream.whole, written)
+        self._transcript = transcript
+        self._change([*messages, {"role": "assistant", "content": stream.text}], settled=True)
+        if self._reader.unsaved >= SAVE_FROM:
+            self._reader.save()
 
     def _write(
         self, prompt: list[int], written: list[int], stream: Stream, sampling: Sampling, stop: Stop | None
@@ -298,7 +308,7 @@ class ChatSession:
             raise Refused("there is no such turn", why=f"{n} asked for, {turns} there", fix="ask something first")
 
     def _change(self, messages: list[Message], *, settled: bool = False) -> None:
-        self._messages, self._settled = messages, settled
+        self._messages, self._settled, self._answering = messages, settled, None
         self._keep_named()
 
     def _keep_named(self) -> bool:
@@ -336,7 +346,8 @@ class ChatSession:
             )
         self.system, self.documents, self._created = values["system"], documents, values["created"]
         self.sampling = Sampling().but(**{**values["sampling"], **given})
-        self._messages = values["messages"][: len(values["messages"]) // 2 * 2]
+        self._messages = [{part: one[part] for part in ("role", "content")} for one in values["messages"]]
+        del self._messages[len(self._messages) // 2 * 2 :]
         mark = self._reader.fingerprint()
         if mark.parts["model"] == values["parts"].get("model"):
             self._transcript = Transcript.from_json(self.vocabulary, values["pieces"])

@@ -233,6 +233,21 @@ def test_the_error_says_how_many_turns_to_drop(tmp_path: Path) -> None:
     llm.close()
 
 
+def test_an_answer_that_is_overtaken(llm: Any) -> None:
+    """Somebody asks again, or takes a turn back, before an answer is finished: it is dropped."""
+    session = chat(llm, BOOK)
+    session.ask("one")
+    for change in (lambda: session.ask("two"), session.undo, session.clear):
+        late = session.say("three")
+        next(late)
+        change()
+        before, held = session.messages, llm.n_tokens
+        with pytest.raises(Refused, match="given up"):
+            list(late)
+        assert (session.messages, llm.n_tokens) == (before, held)
+        session.ask("four")
+
+
 def test_sampling_by_llamas_names(llm: Any) -> None:
     likeliest = chat(llm, n_predict=16).ask("one")
     assert chat(llm, n_predict=16, temp=0.9, top_k=1).ask("one") == likeliest

@@ -139,7 +139,12 @@ def test_names_that_can(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"[]", b'{"version": 2}', b"\xff\xfe", b'{"version": 1, "messages": [1]}',
-     b'{"version": 1, "messages": [{"role": "user"}]}'],
+     b'{"version": 1, "messages": [{"role": "user"}]}', b'{"version": 1, "messages": []}',
+     b'{"version": 1, "messages": [{"role": "assistant", "content": "x"}]}',
+     b'{"version": 1, "messages": [], "system": 1, "documents": [], "pieces": [], "sampling": {}, "parts": {},'
+     b'"created": 1}',
+     b'{"version": 1, "messages": [], "system": null, "documents": [["a"]], "pieces": [], "sampling": {}, "parts": {},'
+     b'"created": 1, "saved": 1, "tokens": 1}'],
 )  # fmt: skip
 def test_a_damaged_one_is_left_alone(llm: Any, folder: Path, content: bytes) -> None:
     talk(llm, "x", "one")

@@ -1,16 +1,11 @@
-"""Saved states: the longest beginning is found, nothing damaged or foreign is used, and a full disk costs time only."""
+"""Saved states: the longest beginning is found, nothing damaged or foreign is used, the oldest goes."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
-import signal
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +13,14 @@ import pytest
 
 from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.extend import extend
-from mrrope_gguf.sessions.entry import CHUNK, Damaged, OtherVersion, check_state, read_head
+from mrrope_gguf.sessions.entry import CHUNK, read_head
 from mrrope_gguf.sessions.fingerprint import Fingerprint, fingerprint
 from mrrope_gguf.sessions.memory import Memory
-from mrrope_gguf.sessions.reader import Reader
 from mrrope_gguf.sessions.store import DEFAULT_LIMIT, LIMIT, Store, limit_in_bytes
-from tests import tiny
-from tests.filesystems import mounted
-from tests.patched import ROOT
-from tests.session_chat import left_over, open_small, small, states
+from tests.session_chat import open_small, small, states
+from tests.session_states import TEXT, fresh, keep, next_token, reader, refused
 
 pytestmark = pytest.mark.engine
-
-TEXT = tiny.tokens(400)
 
 
 @pytest.fixture(scope="module")
@@ -48,41 +38,6 @@ def llm(model: Path) -> Iterator[Any]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "sessions"
-
-
-def keep(llm: Any, folder: Path, tokens: list[int], **options: Any) -> Path:
-    """Read these tokens and save them."""
-    memory, store = Memory(llm), Store(folder, **options)
-    memory.clear()
-    memory.read(tokens)
-    return store.save(
-        fingerprint(llm), tokens, memory.save, size=memory.state_size(), whole=memory.whole, scale=memory.scale
-    )
-
-
-def reader(llm: Any, folder: Path, notes: list[str] | None = None) -> Reader:
-    """An empty memory with a store."""
-    note = notes.append if notes is not None else pytest.fail
-    found = Reader(llm, Store(folder, note=note), note)
-    found.memory.clear()
-    return found
-
-
-def next_token(llm: Any) -> tuple[int, list[float]]:
-    """The likeliest token and the logits that made it."""
-    import llama_cpp
-
-    logits = llama_cpp.llama_get_logits_ith(llm._ctx.ctx, -1)[: llm.n_vocab()]
-    return max(range(len(logits)), key=logits.__getitem__), logits
-
-
-def fresh(llm: Any, tokens: list[int]) -> tuple[int, list[float]]:
-    """The same of tokens that were all read now, the last one by itself as after a restore."""
-    memory = Memory(llm)
-    memory.clear()
-    memory.read(tokens[:-1])
-    memory.read(tokens[-1:])
-    return next_token(llm)
 
 
 def test_a_state_goes_on_bit_for_bit(llm: Any, folder: Path) -> None:
@@ -132,18 +87,6 @@ def test_only_the_user_may_look(llm: Any, folder: Path) -> None:
     folder.chmod(0o755)
     keep(llm, folder, TEXT[:60])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-
-
-def refused(path: Path, key: bytes) -> str:
-    """Why a state would not be used; nothing if it would."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        check_state(fd, read_head(fd, key))
-    except (Damaged, OtherVersion) as error:
-        return error.why
-    finally:
-        os.close(fd)
-    return ""
 
 
 def test_no_byte_can_change(llm: Any, folder: Path) -> None:
@@ -283,131 +226,3 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(Refused, match="it is no size") as caught:
             limit_in_bytes(wrong)
         assert "\x1b" not in str(caught.value)
-
-
-def test_killed_at_any_moment_it_holds_what_it_held(llm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = keep(llm, folder, TEXT[:200])
-    memory = Memory(llm)
-    memory.clear()
-    memory.read(TEXT[:250])
-    source = folder.parent / "llama.bin"
-    memory.save(str(source))
-    mark, wanted = fingerprint(llm), before.read_bytes()
-    code = "import pickle, sys; from tests.session_chat import fuse; fuse(*pickle.load(sys.stdin.buffer))"
-    steps = 0
-    for n in range(1, 60):
-        given = pickle.dumps((n, folder, source, TEXT[:250], dict(mark.parts)))
-        done = subprocess.run([sys.executable, "-c", code], input=given, cwd=ROOT, capture_output=True, check=False)
-        assert before.read_bytes() == wanted
-        found = Store(folder, note=pytest.fail).find(mark, TEXT, more_than=0, n_ctx=2048)
-        assert [one.usable for one in found] in ([200], [250, 200])
-        if done.returncode == 7:
-            break
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-        steps += 1
-        for path in states(folder):
-            if path != before:
-                assert refused(path, (folder / "key").read_bytes()) == ""
-                path.unlink()
-    assert steps >= 6
-    assert len(left_over(folder)) >= 2
-    monkeypatch.setattr("mrrope_gguf.sessions.store._STALE", -1.0)
-    keep(llm, folder, TEXT[:30])
-    assert left_over(folder) == []
-
-
-def test_what_another_process_is_writing_stays(llm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fcntl
-
-    keep(llm, folder, TEXT[:30])
-    monkeypatch.setattr("mrrope_gguf.sessions.store._STALE", -1.0)
-    mine = folder / "states" / "x"
-    mine.mkdir()
-    with (mine / ".a.tmp").open("w") as busy, (mine / ".b.tmp").open("w"):
-        fcntl.flock(busy, fcntl.LOCK_EX)
-        keep(llm, folder, TEXT[:31])
-    assert left_over(folder) == [".a.tmp"]
-
-
-def work(model: Path, folder: Path, seed: int) -> list[tuple[int, int]]:
-    """Save and restore in turns; (what was restored, the next token) each time."""
-    llm, told = open_small(model), []
-    for turn in range(6):
-        tokens = [*TEXT[: 120 + 20 * ((turn + seed) % 4)], 7 + (turn + seed) % 3]
-        one = reader(llm, folder)
-        one.store = Store(folder, limit=90_000, note=one._note)
-        one.bring(tokens)
-        told.append((one.last.restored, next_token(llm)[0]))
-        assert one.save()
-    llm.close()
-    return told
-
-
-def test_two_processes_at_once(model: Path, llm: Any, folder: Path) -> None:
-    from tests.patched import run
-
-    with ThreadPoolExecutor(2) as pool:
-        told = [job.result() for job in [pool.submit(run, work, model, folder, seed, lib=None) for seed in (0, 1)]]
-    for seed, turns in enumerate(told):
-        for turn, (_, token) in enumerate(turns):
-            tokens = [*TEXT[: 120 + 20 * ((turn + seed) % 4)], 7 + (turn + seed) % 3]
-            assert token == fresh(llm, tokens)[0]
-    assert any(restored for turns in told for restored, _ in turns)
-    assert left_over(folder) == []
-    key = (folder / "key").read_bytes()
-    assert {refused(path, key) for path in states(folder)} == {""}
-    assert sum(path.stat().st_size for path in states(folder)) <= 90_000
-
-
-def goes_on(llm: Any, folder: Path) -> str:
-    """What a reader that cannot save says; what it reads is right all the same."""
-    notes = list[str]()
-    one = reader(llm, folder, notes)
-    assert one.bring(TEXT[:300])
-    assert not one.save()
-    assert next_token(llm)[0] == fresh(llm, TEXT[:300])[0]
-    assert len(set(notes)) == 1
-    assert "the conversation goes on" in notes[0]
-    return notes[0]
-
-
-def test_a_place_that_cannot_be(llm: Any, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    assert "Not a directory" in goes_on(llm, tmp_path / "file" / "sessions")
-
-
-def test_a_read_only_disk_still_restores(llm: Any, tmp_path: Path) -> None:
-    with mounted("tmpfs", tmp_path, megabytes=4) as disk:
-        keep(llm, disk / "sessions", TEXT[:200])
-        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        assert "Read-only file system" in goes_on(llm, disk / "sessions")
-        again = reader(llm, disk / "sessions")
-        again.bring(TEXT[:201])
-        assert again.last.restored == 200
-
-
-def test_a_full_disk(llm: Any, tmp_path: Path) -> None:
-    with mounted("tmpfs", tmp_path, megabytes=1) as disk:
-        before = keep(llm, disk / "sessions", TEXT[:100])
-        with (disk / "rest").open("wb") as file:
-            file.write(b"\0" * (shutil.disk_usage(disk).free - 20_000))
-        assert "are free there" in goes_on(llm, disk / "sessions")
-        assert states(disk / "sessions") == [before]
-        assert left_over(disk / "sessions") == []
-
-
-@pytest.mark.parametrize("room", [100, 4096, 20_000, 60_000])
-def test_a_disk_that_fills_while_writing(llm: Any, folder: Path, room: int) -> None:
-    resource = pytest.importorskip("resource")
-    keep(llm, folder, TEXT[:20])  # the key is there
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        goes_on(llm, folder)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert len(states(folder)) == 1
-    assert left_over(folder) == []
-    one = reader(llm, folder)
-    one.bring(TEXT[:300])
-    assert one.save()

@@ -27,7 +27,7 @@ class Memory:
         self._llm = llm
         self._api = engine.llama_cpp().llama_cpp
         self._memory = llm._ctx.memory
-        if self._memory is None:
+        if self._memory is None or self._api.llama_model_has_encoder(llm._model.model):
             raise Refused(
                 "this model cannot chat", why="it is an encoder: it keeps nothing of a text", fix="take another"
             )

@@ -19,6 +19,10 @@ from ..text import printable
 from .locks import try_lock
 
 VERSION = 1
+_KINDS: dict[str, Any] = {
+    "system": (str, type(None)), "documents": list, "pieces": list, "sampling": dict, "parts": dict,
+    "created": (int, float), "saved": (int, float), "tokens": int,
+}  # fmt: skip
 _LONGEST = 80  # characters of a name: quoted, it must still be a file name
 
 
@@ -33,10 +37,10 @@ class Named:
         self.name = check_name(name)
         self.path = folder / f"{quote(name, safe=' ')}.json"
         with file_errors(self.path):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
-        if not try_lock(self._lock):
-            os.close(self._lock)
+            for place in (folder.parent, folder):
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _locked(self.path.with_suffix(".lock"))
+        if self._lock < 0:
             raise Refused(
                 f"the session {printable(name)!r} is open elsewhere",
                 why="another process has it, and two would overwrite each other",
@@ -107,8 +111,13 @@ def read_named(path: Path) -> dict[str, Any] | None:
         version = values.get("version") if isinstance(values, dict) else None
         raise _damaged(path, f"its version is {version}, this mrrope reads {VERSION}")
     messages = values.get("messages")
-    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise _damaged(path, "its messages are not a list of roles and contents")
+    if not isinstance(messages, list) or not all(map(_is_message, messages, range(len(messages)))):
+        raise _damaged(path, "its messages are not questions and answers by turns")
+    for part, kinds in _KINDS.items():
+        if not isinstance(values.get(part), kinds):
+            raise _damaged(path, f"there is no {part} in it, or it is something else")
+    if not all(isinstance(one, list) and [type(word) for word in one] == [str, str] for one in values["documents"]):
+        raise _damaged(path, "its documents are not names and texts")
     return values
 
 
@@ -120,8 +129,22 @@ def named_files(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield unquote(path.stem), path
 
 
-def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and all(isinstance(message.get(part), str) for part in ("role", "content"))
+def _locked(path: Path) -> int:
+    """A lock file, open and locked; -1 if another process has it."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | O_BINARY, 0o600)
+        if not try_lock(fd):
+            os.close(fd)
+            return -1
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
+                return fd
+        os.close(fd)  # who had it before deleted it: there is a new one, or none
+
+
+def _is_message(message: object, i: int) -> bool:
+    role = ("user", "assistant")[i % 2]
+    return isinstance(message, dict) and message.get("role") == role and isinstance(message.get("content"), str)
 
 
 def _damaged(path: Path, why: str) -> FileTrouble:

@@ -88,7 +88,7 @@ class Reader:
     def save(self) -> bool:
         """Save what the memory holds; False, with a note, where that was not possible."""
         held = self.memory.tokens
-        if self.store is None or not held:
+        if self.store is None or not self.store.limit or not held:
             return False
         before = self._kept
         if before and before.tokens == held and before.path.exists():
