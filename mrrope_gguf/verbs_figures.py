@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,7 @@ def _measured(args: argparse.Namespace, say: Say) -> dict[str, Any]:
     from .figures.common import figure_ways, model_facts
     from .figures.words import DEFAULT, read_words
 
+    gc.enable()  # a run of an hour makes cycles
     model_facts(args.model)  # a model that cannot be measured is refused before anything slow
     figure_ways(args.methods or "none", args.scale)
     words = read_words(args.text or DEFAULT, say)

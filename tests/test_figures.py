@@ -92,8 +92,8 @@ def test_a_longer_radix_brings_a_far_position_back(llama2: Path) -> None:
     """The last position of the extended context has the leading digit that the last trained one has; plainly, not."""
     found = radix(llama2, scale=4)
     leading = [max(i for i, d in enumerate(w.digits) if d) for w in found.written]
-    assert [w.position for w in found.written] == [4095, *[16383] * 4]
-    assert leading[0] == leading[2] == leading[3] == leading[4] < leading[1]
+    assert [w.position for w in found.written] == [4095, *[16383] * 5]
+    assert leading[0] == leading[2] == leading[3] == leading[4] == leading[5] < leading[1]
 
 
 def test_decimal_digits() -> None:
@@ -152,7 +152,8 @@ def test_scale_and_methods_are_heard(llama2: Path, capsys: pytest.CaptureFixture
         (["--methods", "yarn@B"], "yarn@B: a figure is of single tables"),
         (["--methods", ""], "no method was named"),
         (["--scale", "1"], "needs a scale above 1, and the scale is 1"),
-        (["--scale", "nan"], "needs a scale above 1, and the scale is nan"),
+        (["--scale", "0.5"], "a scale of 0.5"),
+        (["--methods", "none", "--scale", "nan"], "a scale of nan"),
         (["--out", "picture.gif"], "picture.gif: no picture has this suffix"),
         (["--data", "numbers.txt"], "its suffix is '.txt'"),
         (["--needle"], "figure factors: --needle means nothing here\n  why: it belongs to bands"),
@@ -185,6 +186,11 @@ def test_a_model_without_rope(tmp_path: Path, kind: str, capsys: pytest.CaptureF
     path = engine_models.model(tmp_path, "gpt2")
     assert main(["figure", kind, str(path)]) == 1
     assert "this model has no RoPE ('gpt2')" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figure", "bands", str(tmp_path / "none.gguf")]) == 1
+    assert "none.gguf" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made_or_written(tmp_path: Path, llama2: Path) -> None:

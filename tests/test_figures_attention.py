@@ -16,7 +16,8 @@ from mrrope_gguf.cli import main
 from mrrope_gguf.engine.nodes import catch_nodes
 from mrrope_gguf.errors import EngineTrouble, MrropeError, Refused
 from mrrope_gguf.evals.decode import Decoder
-from mrrope_gguf.figures.attention import Attention, Caught, attention, binned, mean_scores, pair_dims, trend
+from mrrope_gguf.figures.attention import Attention, Caught, attention
+from mrrope_gguf.figures.scores import binned, mean_scores, pair_dims, trend
 from mrrope_gguf.figures.words import Words
 from mrrope_gguf.kernels import rope
 from mrrope_gguf.model import load
@@ -182,6 +183,8 @@ def test_what_is_refused(stock: Worker, tmp_path: Path) -> None:
         stock.call(figure, path, queries=200)
     with pytest.raises(MrropeError, match="words: the text is too short"):
         stock.call(figure, path, "none", length=4096)
+    with pytest.raises(Refused, match="no pairs lie in the middle"):
+        stock.call(figure, model(tmp_path, "llama", n_ctx=1 << 20, freq_base=4.0), "none")
     with pytest.raises(Refused, match="normalises queries and keys after"):
         stock.call(figure, model(tmp_path, "maincoder", n_ctx=64), "none")
 

@@ -7,19 +7,21 @@ table has shaped (float32, before the cache rounds k). The score of a pair i is 
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineTrouble, Refused
 from ..fetch import Say
 from ..progress import Progress
 from . import style
 from .common import Row, aligned, figure_ways, model_facts, way_table
+from .scores import Trend, bin_edges, binned, mean_scores, pair_dims, trend
 from .words import Words
 
 if TYPE_CHECKING:
@@ -29,19 +31,11 @@ if TYPE_CHECKING:
     from ..evals.host import Host
 
     Floats = NDArray[np.float32]
-    Means = NDArray[np.float64]
 
 METHODS = "none,yarn,mrrope-uni,mrrope-pro"
 BINS = 40  # of distance
 QUERIES = 1024
 LAYERS = 4
-
-
-class Trend(NamedTuple):
-    """How steadily a score falls with distance: 1 and 1 if every step is down, -1 and 0 if every one is up."""
-
-    rho: float  # Spearman's rank correlation of score and nearness
-    falling: float  # share of neighbouring bins whose score falls
 
 
 @dataclass(frozen=True)
@@ -92,7 +86,7 @@ class Attention:
     def to_json(self) -> dict[str, object]:
         names = ("model", "text", "scale", "n_ctx_orig", "n_ctx", "queries", "d_l", "d_h", "distances")
         curves = [
-            {"method": c.method, "layer": c.layer, "head": c.head, **c.trend._asdict(), "scores": list(c.scores)}
+            {"method": c.method, "layer": c.layer, "head": c.head, **_trend(c), "scores": list(c.scores)}
             for c in self.curves
         ]
         return {"figure": "attention", **{name: getattr(self, name) for name in names}, "curves": curves}
@@ -120,6 +114,12 @@ class Attention:
 
     def draw(self, path: Path) -> None:
         _draw(self, path)
+
+
+def _trend(curve: Curve) -> dict[str, float | None]:
+    """rho is None, and not the NaN that JSON does not have, for a score that is level."""
+    rho, falling = curve.trend
+    return {"rho": rho if isfinite(rho) else None, "falling": falling}
 
 
 def _shown(t: Trend) -> str:
@@ -154,6 +154,12 @@ def attention(
         table = way_table(facts, host.name, figure_ways("yarn", 2.0)[0])
         last = min(table.d_h, facts.n_rot // 2 - 1)
         pairs = range(table.d_l, last + 1)
+        if not pairs:
+            raise Refused(
+                f"{host.name}: no pairs lie in the middle",
+                why=f"each of its {facts.n_rot // 2} pairs turns more than 32 times within {n_ctx_orig} tokens",
+                fix="none needed: no method here changes a pair of this model",
+            )
         dims = pair_dims(pairs, facts.n_rot, facts.arch.rope)
         curves: list[Curve] = []
         for i, way in enumerate(ways):
@@ -165,8 +171,8 @@ def attention(
 
             run(host, way, words, caught, tell)
             curves += _curves(way.name, caught, dims, facts.head_dim)
-        edges = _edges(n - queries - 1)
-        middles = tuple((a + b - 1) / 2 for a, b in itertools.pairwise(edges))
+        edges = bin_edges(n - queries - 1, BINS)
+        middles = tuple((a + b - 1) / 2 for a, b in pairwise(edges))
         return Attention(
             host.name, words.name, float(scale), n_ctx_orig, n, queries, table.d_l, last, middles, tuple(curves)
         )
@@ -278,76 +284,13 @@ def _layers(host: Host, layers: Sequence[int] | None) -> list[int]:
     return list(dict.fromkeys(layers))
 
 
-def pair_dims(pairs: Sequence[int], n_rot: int, rope: str) -> list[int]:
-    """The dimensions of a head that these rotary pairs turn: 2i and 2i+1 for "norm", i and i + n_rot/2 otherwise."""
-    return [dim for i in pairs for dim in ((2 * i, 2 * i + 1) if rope == "norm" else (i, i + n_rot // 2))]
-
-
-def mean_scores(queries: Floats, keys: Floats, dims: Sequence[int]) -> Means:
-    """Mean q . k over these dimensions at each distance, float64 (n_head, d) for distances 1..d, d = n - queries - 1.
-
-    queries: float32 (m, n_head, head_dim) of the last m of n positions; keys: float32 (n, n_head_kv, head_dim).
-    """
-    import numpy as np
-
-    m, n_head, _ = queries.shape
-    n, n_head_kv, _ = keys.shape
-    reach, group = n - m - 1, n_head // n_head_kv
-    sums = np.zeros((n_head, reach))
-    for kv in range(n_head_kv):
-        k = np.ascontiguousarray(keys[:, kv, dims])
-        q = np.ascontiguousarray(queries[:, kv * group : (kv + 1) * group, dims])
-        for j in range(m):
-            at = n - m + j
-            sums[kv * group : (kv + 1) * group] += (k[at - reach : at] @ q[j].T)[::-1].T
-    return np.asarray(sums / m)
-
-
-def binned(scores: Means, edges: Sequence[int]) -> Means:
-    """Mean of each bin, (n_head, bins); bin b holds distances edges[b] .. edges[b+1] - 1."""
-    import numpy as np
-
-    parts = [scores[:, a - 1 : b - 1].mean(1) for a, b in itertools.pairwise(edges)]
-    return np.stack(parts, axis=1)
-
-
-def _edges(reach: int, bins: int = BINS) -> list[int]:
-    """Bounds of even bins of the distances 1..reach."""
-    return [1 + i * reach // bins for i in range(bins + 1)]
-
-
 def _curves(method: str, caught: Caught, dims: Sequence[int], head_dim: int) -> list[Curve]:
     curves = []
     for il in sorted(caught.layers):
         queries, keys = caught.layer(il)
-        means = binned(mean_scores(queries, keys, dims), _edges(len(keys) - len(queries) - 1)) / head_dim**0.5
+        means = binned(mean_scores(queries, keys, dims), bin_edges(len(keys) - len(queries) - 1, BINS)) / head_dim**0.5
         curves += [Curve(method, il, head, tuple(round(float(s), 6) for s in row)) for head, row in enumerate(means)]
     return curves
-
-
-def trend(scores: Sequence[float]) -> Trend:
-    """Spearman's rank correlation of score and nearness, and the share of steps that fall; nan for a level score.
-
-    >>> trend([4, 3, 2, 1]), trend([1, 3, 2, 4]).falling
-    (Trend(rho=1.0, falling=1.0), 0.3333333333333333)
-    """
-    import numpy as np
-
-    values = np.asarray(scores, dtype=np.float64)
-    nearness = np.arange(len(values), 0, -1, dtype=np.float64)
-    ranks = _ranks(values)
-    spread = ranks.std() * nearness.std()
-    rho = float(((ranks - ranks.mean()) * (nearness - nearness.mean())).mean() / spread) if spread else float("nan")
-    return Trend(round(rho, 9), float((np.diff(values) < 0).mean()))
-
-
-def _ranks(values: Means) -> Means:
-    """Ranks from 1, equal values sharing the mean of theirs."""
-    import numpy as np
-
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse.reshape(-1)], dtype=np.float64)
 
 
 def _draw(found: Attention, path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..bound import LIMIT, BoundCurve, bound_curve
 from ..bound import bound as first_negative
+from ..errors import Refused
 from ..plots import plot_bound
 from ..text import printable
 from .common import Row, aligned, model_tables
@@ -58,11 +59,15 @@ def bound(model: str | os.PathLike[str], *, methods: str = METHODS, scale: float
     The curves reach a quarter past the farthest bound, and at least as far as the extended context.
     """
     tables = model_tables(model, methods, scale)
-    ends = {name: first_negative(table) for name, table in tables.items()}
+    name = printable(Path(model).name)
+    try:
+        ends = {method: first_negative(table) for method, table in tables.items()}
+    except ValueError as error:  # factors of the model's own can turn faster than the search allows
+        raise Refused(f"{name}: its bound cannot be searched", why=str(error), fix="`mrrope figure factors`") from None
     n_ctx_orig = next(iter(tables.values())).n_ctx_orig
     last = min(int(1.25 * max([scale * n_ctx_orig, *(end for end in ends.values() if end)])), 1 << 24)
-    curves = {name: bound_curve(table, last, POINTS) for name, table in tables.items()}
-    return Bounds(printable(Path(model).name), float(scale), n_ctx_orig, ends, curves)
+    curves = {method: bound_curve(table, last, POINTS) for method, table in tables.items()}
+    return Bounds(name, float(scale), n_ctx_orig, ends, curves)
 
 
 def _rounded(values: list[float]) -> list[float]:

@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +56,10 @@ def model_facts(path: str | os.PathLike[str]) -> RopeFacts:
 
 def figure_ways(methods: str, scale: float) -> list[Way]:
     """`none` and static ways of one scale by their names, separated by commas. Raises Refused for any other name."""
+    if not (isfinite(scale) and scale >= 1.0):
+        raise Refused(
+            f"a scale of {scale:g}", why="a context is stretched 1 time or more, and not without end", fix="--scale 4"
+        )
     ways = parse(methods, scale)
     for way in ways:
         if way.name not in ("none", *STATIC):

@@ -8,10 +8,10 @@ so what is below one unit of digit 0 is left as a rest.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ..text import printable
 from . import style
 from .common import Row, aligned, model_tables
 
-METHODS = "none,yarn,mrrope-uni,mrrope-pro"
+METHODS = "none,yarn,mrrope-uni,mrrope-pro,yarn-turns"
 MAX_POSITION = 2**31 - 1
 
 
@@ -130,7 +130,7 @@ def digits(position: int, places: Sequence[float]) -> tuple[tuple[int, ...], flo
 
 
 def _ratios(places: Sequence[float]) -> tuple[float, ...]:
-    return tuple(b / a for a, b in itertools.pairwise(places))
+    return tuple(b / a for a, b in pairwise(places))
 
 
 def _widest(tables: Sequence[RopeTable]) -> tuple[int, int]:
