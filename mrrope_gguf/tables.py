@@ -28,6 +28,7 @@ METHODS: tuple[str, ...] = (
 
 # The methods that sharpen attention by 0.1 ln S + 1 (YaRN, section 3.4).
 TEMPERED: frozenset[str] = frozenset({"yarn", "yarn-turns", "mrrope-uni", "mrrope-pro"})
+DEFAULT_METHOD = "mrrope-uni"  # ahead in perplexity and needles on what was measured: docs/elastic-figures.md
 
 # Meta's band for Llama 3.1: low_freq_factor and high_freq_factor of its published scaling rule.
 LLAMA3_BETA_FAST, LLAMA3_BETA_SLOW = 4.0, 1.0

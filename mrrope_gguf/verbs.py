@@ -29,10 +29,11 @@ class _Report(Protocol):
 
 def extend(args: argparse.Namespace) -> int:
     from .extend import extend as run
+    from .tables import DEFAULT_METHOD
 
     with Bar("copying", _MB) as bar:
         done = run(
-            args.model, args.dst, scale=args.scale, n_ctx=args.ctx, method=args.method or "mrrope-pro",
+            args.model, args.dst, scale=args.scale, n_ctx=args.ctx, method=args.method or DEFAULT_METHOD,
             beta_fast=args.beta_fast, beta_slow=args.beta_slow, attn_factor=args.attn_factor, radix=args.radix,
             rendering=args.rendering, elastic=args.elastic, in_place=args.in_place, dry_run=args.dry_run,
             force=args.force, progress=bar,
@@ -107,6 +108,13 @@ def lm_eval(args: argparse.Namespace) -> int:
     for path in done.files:
         _say(f"wrote {printable(str(path))}")
     return 0
+
+
+def eval(args: argparse.Namespace) -> int:
+    from .verbs_eval import run
+
+    gc.enable()
+    return run(args)
 
 
 def report(args: argparse.Namespace) -> int:

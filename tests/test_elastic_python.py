@@ -52,8 +52,8 @@ def states(path: Path) -> list[ElasticState]:
 @pytest.mark.parametrize("rendering", ["portable", "engine"])
 def test_load_does_what_the_file_or_the_caller_says(engine: Worker, tmp_path: Path, rendering: Any, said: bool) -> None:
     path = extend(model(tmp_path, "llama"), tmp_path / "out.gguf", scale=4, rendering=rendering, elastic=said).path
-    on = ElasticState(True, 1.0, "mrrope-pro", FULL)
-    off = ElasticState(False, FULL, "mrrope-pro", FULL)
+    on = ElasticState(True, 1.0, "mrrope-uni", FULL)
+    off = ElasticState(False, FULL, "mrrope-uni", FULL)
     assert engine.call(states, path) == [on if said else off, on, off]
 
 
@@ -85,7 +85,7 @@ def test_on_stock(stock: Worker, engine: Worker, tmp_path: Path) -> None:
     kind, _, _, said = stock.call(complained, done.path)
     assert kind == ""
     assert len(said) == 1
-    assert "mrrope-pro table is static here" in said[0]
+    assert "mrrope-uni table is static here" in said[0]
     assert "elastic=False" in said[0]
     assert stock.call(complained, done.path, elastic=False) == ("", "", "", [])
     assert stock.call(complained, done.source) == ("", "", "", [])

@@ -29,21 +29,21 @@ def made(folder: Path, **model: Any) -> RopeFacts:
 
 
 def test_every_name() -> None:
-    names = [name for name in known() if name != "elastic:mrrope-pro"]
+    names = [name for name in known() if name != "elastic:mrrope-uni"]
     ways = parse(names, 4)
     assert [way.name for way in ways] == names
     for way in ways:
         bare = way.name.removeprefix("elastic:").removesuffix("@B")
-        assert way.method == {"truncate": "none", "elastic": "mrrope-pro"}.get(bare, bare)
+        assert way.method == {"truncate": "none", "elastic": "mrrope-uni"}.get(bare, bare)
         assert way.mode == ("B" if "@" in way.name else "A" if way.name in STATIC else "C" if "el" in way.name else "")
         assert way.scale == (1.0 if way.kind in ("none", "truncate") else None if way.mode == "B" else 4.0)
     assert parse(" none , yarn ", 2) == parse(["none", "yarn"], 2)
 
 
 def test_default_of_elastic_has_one_name() -> None:
-    assert parse("elastic:mrrope-pro", 4) == parse("elastic", 4)
+    assert parse("elastic:mrrope-uni", 4) == parse("elastic", 4)
     with pytest.raises(Refused, match="'elastic' is named twice"):
-        parse("elastic,elastic:mrrope-pro", 4)
+        parse("elastic,elastic:mrrope-uni", 4)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_hashes_tell_tables_apart(tmp_path: Path) -> None:
     assert len({way.table_sha256(facts) for way in ways}) == len(ways)
     changed = [way for way in ways if way.table_sha256(facts) != way.table_sha256(other)]
     assert {way.method for way in ways} - {way.method for way in changed} == {"linear", "ntk"}  # blind to the base
-    assert parse("elastic", 4)[0].table_sha256(facts) == parse("mrrope-pro", 4)[0].table_sha256(facts)
+    assert parse("elastic", 4)[0].table_sha256(facts) == parse("mrrope-uni", 4)[0].table_sha256(facts)
     assert parse("none")[0].to_json(facts) == {"kind": "none", "method": "none", "scale": 1.0, "table_sha256": None}
 
 

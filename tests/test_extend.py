@@ -46,12 +46,12 @@ def test_holds_what_the_design_says(llama: Path) -> None:
     done = extend(llama, scale=4)
     assert done.path == llama.with_name("tiny-8B-ContextLength256-Instruct-Q8_0.gguf")
     held = contents(done.path)
-    table = rope_table("mrrope-pro", n_rot=N_ROT, freq_base=1e4, n_ctx_orig=N_CTX, scale=4)
+    table = rope_table("mrrope-uni", n_rot=N_ROT, freq_base=1e4, n_ctx_orig=N_CTX, scale=4)
     scaling = "llama.rope.scaling"
     assert held["llama.context_length"] == 256
     assert held[f"{scaling}.original_context_length"] == 64
     assert held[f"{scaling}.mrrope.version"] == 1
-    assert held[f"{scaling}.mrrope.method"] == "mrrope-pro"
+    assert held[f"{scaling}.mrrope.method"] == "mrrope-uni"
     assert held[f"{scaling}.mrrope.scale"] == 4.0
     assert (held[f"{scaling}.mrrope.beta_fast"], held[f"{scaling}.mrrope.beta_slow"]) == (32.0, 1.0)
     assert held[f"{scaling}.mrrope.elastic"] is True
@@ -74,7 +74,7 @@ def test_provenance(tmp_path: Path) -> None:
     assert held["general.base_model.0.name"] == "Tiny 8B Instruct"
     assert held["general.base_model.0.organization"] == "Us"
     assert held["general.name"] == "Tiny 8B ContextLength128 Instruct"
-    assert "mrrope-pro" in held["general.description"]
+    assert "mrrope-uni" in held["general.description"]
     assert "mrrope" in held["general.tags"]
 
 

@@ -76,10 +76,10 @@ def test_a_plain_model(tmp_path: Path) -> None:
 
 def test_a_portable_file(extended: Extended) -> None:
     found = extended("llama")
-    expected = rope_table("mrrope-pro", n_rot=16, freq_base=1e4, n_ctx_orig=64, scale=4)
+    expected = rope_table("mrrope-uni", n_rot=16, freq_base=1e4, n_ctx_orig=64, scale=4)
     data: Any = found.to_json()
     assert data["context"] == {"original": 64, "trained": 256, "extended": 256}
-    assert (data["table"]["method"], data["table"]["rendering"]) == ("mrrope-pro", "rope_freqs")
+    assert (data["table"]["method"], data["table"]["rendering"]) == ("mrrope-uni", "rope_freqs")
     assert data["table"]["factors"] == pytest.approx(expected.factor_values, rel=1e-6)
     assert (data["table"]["d_l"], data["table"]["d_h"]) == (expected.d_l, expected.d_h)
     assert data["table"]["attn_factor"] == pytest.approx(expected.attn_factor)
@@ -130,7 +130,7 @@ def test_contradictions_are_told(extended: Extended) -> None:
     assert any("two temperatures" in warning for warning in inspect(scaled).warnings)
     other = patched(path, "llama.rope.scaling.mrrope.scale", 8.0)
     warnings = " / ".join(inspect(other).warnings)
-    assert "stored factors are not what mrrope-pro gives" in warnings
+    assert "stored factors are not what mrrope-uni gives" in warnings
     assert "context_length is 256" in warnings
     newer = patched(path, "llama.rope.scaling.mrrope.version", 7)
     assert any("version 7" in warning for warning in inspect(newer).warnings)

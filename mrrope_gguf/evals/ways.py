@@ -15,7 +15,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import Refused
-from ..tables import RopeTable, stored_factors, to_float32
+from ..tables import DEFAULT_METHOD, RopeTable, stored_factors, to_float32
 
 if TYPE_CHECKING:
     from ..facts import RopeFacts
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Kind = Literal["none", "static", "elastic", "truncate"]
 
 STATIC = ("linear", "ntk", "yarn", "yarn-turns", "mrrope-uni", "mrrope-pro")
-DEFAULT = "mrrope-pro"  # what plain `elastic` grows by, as a file does that `mrrope extend` wrote
+DEFAULT = DEFAULT_METHOD  # what plain `elastic` grows by, as a file does that `mrrope extend` wrote
 ELASTIC, BY_LENGTH = "elastic:", "@B"
 PLAIN: tuple[Kind, ...] = ("none", "truncate")
 SAMPLED = (2.0, 4.0, 8.0, 16.0)  # the scales whose tables stand for all of a method's in mode B
@@ -118,12 +118,12 @@ def known() -> list[str]:
 def parse(methods: str | Iterable[str], scale: float | None = None) -> list[Way]:
     """The ways of `--methods`, in the order given: names parted by commas, or a list of them.
 
-    scale: S of the static and elastic tables; not needed by none, truncate and mode B. `elastic:mrrope-pro` is the
+    scale: S of the static and elastic tables; not needed by none, truncate and mode B. `elastic:mrrope-uni` is the
     default and is named `elastic`.
     Raises Refused for an unknown name, one given twice, none at all, and a scale that is missing or not above 1.
 
     >>> [(way.kind, way.method, way.scale) for way in parse("none,yarn,elastic", 4)]
-    [('none', 'none', 1.0), ('static', 'yarn', 4.0), ('elastic', 'mrrope-pro', 4.0)]
+    [('none', 'none', 1.0), ('static', 'yarn', 4.0), ('elastic', 'mrrope-uni', 4.0)]
     """
     names = [_canonical(name.strip()) for name in (methods.split(",") if isinstance(methods, str) else methods)]
     if not any(names):
