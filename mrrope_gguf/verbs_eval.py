@@ -26,11 +26,11 @@ def run(args: argparse.Namespace) -> int:
     from .evals.meter import Meter
     from .evals.suite import Suite, calibrate, estimate, open_host, within
 
-    seconds = _budget(args.budget)
+    began, seconds = time.monotonic(), _budget(args.budget)
     request = _request(args)
     spec, lengths, window = plans.make_spec(args.model, request, _say)
     with open_host(spec, _say) as host:
-        passes = plans.make_passes(host.plain(), spec, request, lengths, window)
+        passes = plans.make_passes(host.plain(), spec, request, lengths, window, _say)
         suite = Suite(spec, passes, Path(args.out))
         done = suite.open(host)
         if not suite.left(done):
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         calibrate(host, meter)
         _say(f"{host.name}: {engine.loaded_library().kind} engine, {estimate(passes, done, meter)}")
         if seconds is not None:
-            suite.passes = within(passes, done, meter, seconds)
+            suite.passes = within(passes, done, meter, seconds - (time.monotonic() - began))
             if not suite.left(done):
                 raise _too_little(passes, done, meter, seconds)
             _say(f"in {clock(seconds)}: {estimate(suite.passes, done, meter)}; the same command goes on from there")
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             with connect(args.cluster) as executor, bar:
                 suite.submit(executor, bar.cells)
         else:
-            deadline = None if seconds is None else time.monotonic() + seconds
+            deadline = None if seconds is None else began + seconds
             bar = _EvalBar()
             with bar:
                 suite.run(host, meter, deadline=deadline, on_progress=bar.time)
@@ -116,7 +116,7 @@ def _too_little(passes: list[Any], done: Mapping[str, Any], meter: Any, seconds:
     whole = clock(meter.seconds(spans))
     return Refused(
         f"a budget of {clock(seconds)} is too small",
-        why=f"not even the shortest length of one task fits for every method; all of it takes {whole}",
+        why=f"not even the next length of one task fits in it for every method; all that is left takes {whole}",
         fix="a larger --budget, fewer --methods, or shorter --lengths",
     )
 

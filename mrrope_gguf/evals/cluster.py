@@ -8,14 +8,13 @@ from contextlib import contextmanager
 
 from ..errors import MrropeError
 
-RETRIES = 3  # workers a pass may lose before it is given up
-
 
 @contextmanager
 def connect(address: str, timeout: str = "10s") -> Iterator[Executor]:
     """The executor of the scheduler at `address`. Workers need the model and the texts at the same paths.
 
-    A pass whose worker dies is given to another one. Raises MrropeError where Dask is not installed, or nobody answers.
+    A pass whose worker dies is given to another one, as often as Dask's `allowed-failures` says (3 times). Raises
+    MrropeError where Dask is not installed, or nobody answers.
     """
     try:
         from distributed import Client
@@ -33,5 +32,9 @@ def connect(address: str, timeout: str = "10s") -> Iterator[Executor]:
             why=str(error),
             fix="start one with `dask scheduler`, and give the address it prints",
         ) from None
-    with client, client.get_executor(retries=RETRIES, pure=False) as executor:
-        yield executor
+    with client, client.get_executor(pure=False) as executor:
+        try:
+            yield executor
+        except BaseException:
+            executor.shutdown(wait=False)  # Ctrl-C does not wait for passes that run
+            raise

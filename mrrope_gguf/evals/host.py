@@ -202,7 +202,8 @@ class Host:
     def _unload(self) -> None:
         llm, self._llm = self._llm, None
         if llm is not None:
-            llm.close()
+            with engine.capture():  # llama.cpp remarks on the size of what it frees
+                llm.close()
         while self._left:
             shutil.rmtree(self._left.pop(), ignore_errors=True)
 

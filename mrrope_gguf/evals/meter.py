@@ -1,31 +1,40 @@
 """How long work will take: seconds a token, more for each position before it, learned from chunks that were timed.
 
 Reading a token costs its share of the weights, and attention over everything before it: seconds = a + b * position.
+Tokens read one at a time, as an answer is written, each cost all of the weights: they have an a of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import NamedTuple
 
-Span = tuple[int, int]  # a first position, and the tokens read from there on
+
+class Span(NamedTuple):
+    """`n` tokens from position `first` on. single: read one at a time, and not many at once."""
+
+    first: int
+    n: int
+    single: bool = False
 
 
 class Meter:
     """Fits a and b to timed chunks by least squares, neither below 0.
 
     >>> meter = Meter()
-    >>> meter.add(0, 100, 1.0)
-    >>> meter.add(1000, 100, 2.0)
-    >>> round(meter.seconds([(0, 100), (2000, 100)]), 1)
+    >>> meter.add(Span(0, 100), 1.0)
+    >>> meter.add(Span(1000, 100), 2.0)
+    >>> round(meter.seconds([Span(0, 100), Span(2000, 100)]), 1)
     4.0
     """
 
     def __init__(self) -> None:
-        self._timed: list[tuple[float, int, float]] = []  # middle position, tokens, seconds
+        # of chunks, and of single tokens: middle position, tokens, seconds
+        self._timed: dict[bool, list[tuple[float, int, float]]] = {False: [], True: []}
 
-    def add(self, position: int, n: int, seconds: float) -> None:
-        """`n` tokens from `position` on took that long."""
-        self._timed.append((position + n / 2, n, seconds))
+    def add(self, span: Span, seconds: float) -> None:
+        """Reading these took that long."""
+        self._timed[span.single].append((span.first + span.n / 2, span.n, seconds))
 
     @property
     def rate(self) -> float:
@@ -36,27 +45,35 @@ class Meter:
     def seconds(self, spans: Iterable[Span]) -> float:
         """What reading these takes; 0 before anything was timed."""
         a, b = self._fit()
-        return sum(n * (a + b * (first + n / 2)) for first, n in spans)
+        one = self._single(a, b)
+        return sum(n * ((one if single else a) + b * (first + n / 2)) for first, n, single in spans)
+
+    def _single(self, a: float, b: float) -> float:
+        """Seconds for a token read alone at position 0: what is left of the timed ones without attention."""
+        timed = self._timed[True]
+        n = sum(n for _, n, _ in timed)
+        return max(sum(seconds - n * b * at for at, n, seconds in timed) / n, a) if n else a
 
     def _fit(self) -> tuple[float, float]:
-        if not self._timed:
+        timed = self._timed[False]
+        if not timed:
             return 0.0, 0.0
-        weight = float(sum(n for _, n, _ in self._timed))
-        x = sum(n * at for at, n, _ in self._timed) / weight
-        y = sum(seconds for _, _, seconds in self._timed) / weight
-        spread = sum(n * (at - x) ** 2 for at, n, _ in self._timed)
-        slope = sum(n * (at - x) * (seconds / n - y) for at, n, seconds in self._timed) / spread if spread else 0.0
+        weight = float(sum(n for _, n, _ in timed))
+        x = sum(n * at for at, n, _ in timed) / weight
+        y = sum(seconds for _, _, seconds in timed) / weight
+        spread = sum(n * (at - x) ** 2 for at, n, _ in timed)
+        slope = sum(n * (at - x) * (seconds / n - y) for at, n, seconds in timed) / spread if spread else 0.0
         slope = min(max(slope, 0.0), y / x if x else 0.0)  # neither number may fall below 0
         return y - slope * x, slope
 
 
-def size(spans: Sequence[Span]) -> int:
+def size(spans: Iterable[Span]) -> int:
     """Tokens read.
 
-    >>> size([(0, 100), (100, 50)])
+    >>> size([Span(0, 100), Span(100, 50)])
     150
     """
-    return sum(n for _, n in spans)
+    return sum(span.n for span in spans)
 
 
 def duration(text: str) -> float:

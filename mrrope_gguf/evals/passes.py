@@ -6,7 +6,7 @@ A cell is one line of results and has a name of its own, known before anything r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from .meter import Span
@@ -23,7 +23,8 @@ class LossPass:
     """A way reads a text and its losses are kept (ppl), or how far its guesses are from the original's (kl).
 
     cells: (start, end) in positions; position i predicts token i + 1. length: in tokens, for a way of mode B.
-    window: n_ctx_orig, which `truncate` is given of the text.
+    window: n_ctx_orig, which `truncate` is given of the text. goes_on: a budget cut it off here, for another call to
+    go on.
     """
 
     task: Literal["ppl", "kl"]
@@ -32,6 +33,7 @@ class LossPass:
     cells: tuple[tuple[int, int], ...]
     window: int
     length: int | None = None
+    goes_on: bool = False
 
     @property
     def end(self) -> int:
@@ -47,20 +49,25 @@ class LossPass:
     def missing(self, done: Done) -> list[tuple[int, int]]:
         return [cell for cell in self.cells if self.key(*cell) not in done]
 
+    def parts(self, start: int, end: int) -> list[tuple[int, int]]:
+        """What of a cell truncation reads at once: half a window, and the half before it as context."""
+        half = max(self.window // 2, 1)
+        return [(at, min(at + half, end)) for at in range(start, end, half)] if end > self.window else [(start, end)]
+
     def twin(self, key: str) -> str | None:
         """The cell of `none` that has this very result: truncation takes nothing away inside the window."""
-        end = int(key.rsplit("-", 1)[1])
-        return key.replace("/truncate/", "/none/") if self.way == "truncate" and end <= self.window else None
+        start, end = map(int, key.rsplit("/", 1)[1].split("-"))
+        return replace(self, way="none").key(start, end) if self.way == "truncate" and end <= self.window else None
 
     def spans(self, done: Done) -> list[Span]:
         """What is read for the cells that are missing."""
         left = self.missing(done)
         if not left:
             return []
-        if self.way == "truncate":
-            spans = [(0, end if end <= self.window else self.window) for _, end in left]
-        else:
-            spans = [(0, left[0][0]), *((start, end - start) for start, end in left)]
+        alone = [cell for cell in left if self.way == "truncate" and cell[1] > self.window]
+        spans = [Span(0, self.window) for cell in alone for _ in self.parts(*cell)]
+        if on := [cell for cell in left if cell not in alone]:
+            spans += [Span(0, on[0][0]), *(Span(start, end - start) for start, end in on)]
         return spans * 2 if self.task == "kl" else spans
 
     def describe(self) -> str:
@@ -72,8 +79,9 @@ class LossPass:
 class TaskPass:
     """A way answers the questions of one task. lengths: in tokens, prompt and answer; of a way of mode B one alone.
 
-    samples: names of a length's cells, as the task's own module makes them. cost: what each length adds to the tokens
-    that are read. n: texts a length; keys_per_text: questions on each of them, where there are several.
+    samples: names of a length's cells, one for each question; tag: what of such a name is the same for all of them.
+    cost: what each length adds to the tokens that are read. n: texts a length; keys_per_text: questions on each of
+    them, where there are several.
     """
 
     task: str
@@ -86,6 +94,7 @@ class TaskPass:
     depths: tuple[float, ...] = ()
     keys_per_text: int = 1
     cost: tuple[tuple[Span, ...], ...] = ()
+    tag: str = ""
 
     @property
     def keys(self) -> list[str]:
@@ -96,16 +105,16 @@ class TaskPass:
 
     def twin(self, key: str) -> str | None:
         """The cell of `none` that has this very result: truncation takes nothing away inside the window."""
-        length = int(key.rsplit("/", 2)[1])
-        inside = self.way == "truncate" and length <= self.window
-        return key.replace("/truncate/", "/none/") if inside else None
+        length, sample = key.rsplit("/", 2)[1:]
+        inside = self.way == "truncate" and int(length) <= self.window
+        return replace(self, way="none").key(int(length), sample) if inside else None
 
     def spans(self, done: Done) -> list[Span]:
         """What is read for the cells that are missing: their share of what each length costs."""
         found: list[Span] = []
         for length, spans in zip(self.lengths, self.cost, strict=False):
             share = sum(self.key(length, each) not in done for each in self.samples) / len(self.samples)
-            found += [(first, round(n * share)) for first, n in spans if share]
+            found += [span._replace(n=round(span.n * share)) for span in spans if share]
         return found
 
     @property
@@ -133,19 +142,28 @@ def buckets(start: int, end: int, width: int) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts, [*starts[1:], end], strict=True))
 
 
+def half_window(window: int) -> int:
+    """Half a window in whole blocks, of which a cell of truncation is made.
+
+    >>> half_window(8192), half_window(1000), half_window(256)
+    (4096, 256, 256)
+    """
+    return max(window // 2 // BLOCK * BLOCK, BLOCK)
+
+
 def loss_passes(
     task: Literal["ppl", "kl"], text: str, way: str, lengths: Sequence[int], window: int, *, by_length: bool
 ) -> list[LossPass]:
     """The passes of one way over one text: one to the longest length, or one for each length in mode B.
 
-    kl ends with the window. truncate is measured in steps of half the window past it.
+    kl ends with the window. Past it, a cell of truncate is half a window, in whole blocks.
     """
     lengths = sorted({min(length, window) for length in lengths} if task == "kl" else set(lengths))
     if by_length:
         return [LossPass(task, text, way, ((0, length),), window, length) for length in lengths]
     end = lengths[-1]
-    half = max(window // 2, 1)
-    width = max(min(BUCKET, half // BLOCK * BLOCK), BLOCK)
+    half = half_window(window)
+    width = min(BUCKET, half)
     inside = buckets(0, min(end, window), width)
     past = buckets(window, end, half if way == "truncate" else width) if end > window else ()
     return [LossPass(task, text, way, (*inside, *past), window)]

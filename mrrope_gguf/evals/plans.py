@@ -15,9 +15,10 @@ from ..gguf.source import Source
 from . import retrieval, ruler_tasks
 from .identity import model_identity
 from .longfiles import INFINITEBENCH
-from .passes import Pass, TaskPass, loss_passes
-from .spec import BLOCK, Spec, Text, find_files, find_texts
-from .tasks import DEPTHS, cost
+from .passes import LossPass, Pass, TaskPass, loss_passes
+from .run_losses import text_tokens
+from .spec import BLOCK, Spec, Text, find_files, find_texts, text_name
+from .tasks import DEPTHS, cost, documents, sample_names
 from .ways import Way, parse, reach
 
 KINDS = ("ppl", "kl", "needle", "ruler", "retrieval", "all")
@@ -69,10 +70,11 @@ def make_spec(model: str | os.PathLike[str], request: Request, say: Say | None =
         )
     prose = [] if request.hay == "noise" else [request.hay]
     wanted = list(dict.fromkeys([*(request.texts or _texts_of(request)), *prose]))
-    n_ctx = max(lengths[-1], window if "truncate" in request.methods or not request.methods else 0)
+    n_ctx = min(lengths[-1], window) if request.what == "kl" else lengths[-1]
     spec = Spec(
-        model=path, sha256=str(model_identity(path, force=request.force)["sha256"]), n_ctx=n_ctx, scale=request.scale,
-        options=dict(request.options), texts=find_texts(wanted, say), files=_files(request), force=request.force,
+        model=path, sha256=str(model_identity(path, force=request.force)["sha256"]), n_ctx=n_ctx,
+        scale=request.scale, options=dict(request.options), texts=find_texts(wanted, say), files=_files(request),
+        force=request.force,
     )  # fmt: skip
     return spec, lengths, window
 
@@ -87,13 +89,16 @@ def default_lengths(window: int, scale: float) -> list[int]:
     while length <= window * scale + 0.5:
         found.append(length)
         length *= 2
-    return sorted({*found, int(window * scale)})
+    return sorted({n for n in (*found, int(window * scale)) if n >= BLOCK})
 
 
-def make_passes(llm: Any, spec: Spec, request: Request, lengths: Sequence[int], window: int) -> list[Pass]:
+def make_passes(
+    llm: Any, spec: Spec, request: Request, lengths: Sequence[int], window: int, say: Say | None = None
+) -> list[Pass]:
     """Every pass, task by task and way by way, so that a suite that is cut short has whole comparisons.
 
-    llm: tokenises; its vocabulary is enough. Raises MrropeError for names that are none.
+    llm: tokenises; its vocabulary is enough. Lengths too short for a task are left out of `all`, and `say` is told.
+    Raises MrropeError for names that are none, lengths too short for a task, and texts too short for a length.
     """
     ways = parse(_methods(request), spec.scale)
     found: list[Pass] = []
@@ -101,8 +106,15 @@ def make_passes(llm: Any, spec: Spec, request: Request, lengths: Sequence[int], 
         if what in ("ppl", "kl"):
             found += _loss_passes("ppl" if what == "ppl" else "kl", spec, request, ways, lengths, window)
         else:
-            for task in _tasks(llm, spec, request, what, window):
-                found += _task_passes(llm, spec, task, ways, lengths)
+            for task in _tasks(spec, request, what, window):
+                fit = _fitting(llm, spec, task, lengths, say) if request.what == "all" else lengths
+                found += _task_passes(llm, spec, task, ways, fit) if fit else []
+    ends: dict[str, int] = {}
+    for each in found:
+        if isinstance(each, LossPass):
+            ends[each.text] = max(each.end, ends.get(each.text, 0))
+    for name, end in ends.items():
+        text_tokens(llm, spec, name, end)
     if not found:
         raise MrropeError("nothing to measure", why="every way and length was left out", fix="see `mrrope eval --help`")
     return found
@@ -128,7 +140,10 @@ def _methods(request: Request) -> list[str]:
     if not request.methods and engine.has_elastic():
         named.append("elastic")
     if request.what in ("ppl", "all") and "truncate" not in named:
-        named.insert(1 if named[:1] == ["none"] else 0, "truncate")
+        named.append("truncate")
+    if "none" in named and "truncate" in named:
+        named.remove("truncate")
+        named.insert(named.index("none") + 1, "truncate")  # it shares cells with the original, which comes first
     return named
 
 
@@ -136,7 +151,7 @@ def _loss_passes(
     task: Literal["ppl", "kl"], spec: Spec, request: Request, ways: Iterable[Way], lengths: Sequence[int], window: int
 ) -> list[Pass]:
     measured = [way for way in ways if task == "ppl" or way.kind not in ("none", "truncate")]
-    names = [text.name for text in spec.texts if request.texts or text.name in TEXTS]
+    names = [text_name(text) for text in dict.fromkeys(request.texts or TEXTS)]
     return [
         each
         for text in names
@@ -145,38 +160,42 @@ def _loss_passes(
     ]
 
 
-def _tasks(llm: Any, spec: Spec, request: Request, what: str, window: int) -> list[TaskPass]:
+def _tasks(spec: Spec, request: Request, what: str, window: int) -> list[TaskPass]:
     """The tasks of a kind, each as a pass without way and lengths."""
     n = request.samples or SAMPLES[what]
     base = TaskPass("", "", (), (), request.seed, n, window)
     if what == "needle":
-        seeds = range(request.seed, request.seed + n)
-        hay = "noise" if request.hay == "noise" else spec.texts[-1].name
+        hay = "noise" if request.hay == "noise" else text_name(request.hay)
         if request.keys > 1:
-            samples = tuple(f"{i}-{seed}" for seed in seeds for i in range(request.keys))
-            return [replace(base, task=f"needle-keys/{hay}", samples=samples, keys_per_text=request.keys)]
-        percents = [round(100 * depth, 3) for depth in request.depths]
-        samples = tuple(f"{percent:g}-{seed}" for seed in seeds for percent in percents)
-        return [replace(base, task=f"needle/{hay}", samples=samples, depths=tuple(request.depths))]
+            return [_named(replace(base, task=f"needle-keys/{hay}", keys_per_text=request.keys))]
+        return [_named(replace(base, task=f"needle/{hay}", depths=tuple(request.depths)))]
     found: list[TaskPass] = []
     if what == "ruler":
         for name in _ruler_tasks(request):
-            found.append(replace(base, task=f"ruler/{name}", samples=tuple(map(str, range(n)))))
+            needs = ruler_tasks.find(name).needs
+            hidden_in = spec.texts[0].name if needs == "essay" and spec.texts else ""
+            tag = f"-{request.seed}-{hidden_in}".removesuffix("-")
+            asked = documents(spec, name) if needs == "documents" else None
+            fewer = min(n, len(asked.questions)) if asked else n
+            found.append(_named(replace(base, task=f"ruler/{name}", n=fewer, tag=tag)))
         return found
     for name in request.tasks or (() if request.files else tuple(retrieval.TASKS)):
         if name not in retrieval.TASKS:
             why = "they are " + ", ".join(retrieval.TASKS)
             raise MrropeError(f"{name}: no such retrieval task", why=why, fix="name one of them")
         questions = QUESTIONS if name == "kv" else 1
-        samples = tuple(map(str, range(n * questions)))
-        found.append(replace(base, task=f"retrieval/{name}", samples=samples, keys_per_text=questions))
+        tag = f"-{request.seed}-of-{n}"
+        found.append(_named(replace(base, task=f"retrieval/{name}", keys_per_text=questions, tag=tag)))
     for text in spec.files:
         if text.name not in ("squad", "hotpotqa"):
             family = "infinitebench" if text.name in INFINITEBENCH else "longbench"
             lines = min(request.samples or 10**9, _lines(text))
-            samples = tuple(map(str, range(lines)))
-            found.append(replace(base, task=f"{family}/{text.name}", samples=samples, n=lines))
+            found.append(_named(replace(base, task=f"{family}/{text.name}", n=lines)))
     return found
+
+
+def _named(task: TaskPass) -> TaskPass:
+    return replace(task, samples=sample_names(task))
 
 
 def _lines(text: Text) -> int:
@@ -189,7 +208,7 @@ def _lines(text: Text) -> int:
             return len(json.loads(words))
         except ValueError as error:
             raise MrropeError(f"{text.path}: not JSON", why=str(error), fix="download the file again") from None
-    return sum(bool(line.strip()) for line in words.splitlines())
+    return sum(bool(line.strip()) for line in words.split("\n"))
 
 
 def _ruler_tasks(request: Request) -> list[str]:
@@ -202,14 +221,29 @@ def _ruler_tasks(request: Request) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def _fitting(llm: Any, spec: Spec, task: TaskPass, lengths: Sequence[int], say: Say | None) -> list[int]:
+    """The lengths that are long enough for a task; `say` is told of the others."""
+    fit: list[int] = []
+    for length in lengths:
+        try:
+            cost(llm, spec, replace(task, lengths=(length,)))
+        except MrropeError as error:
+            if say:
+                say(f"note: {task.task} is left out at {length} tokens: {error.what} ({error.why})")
+        else:
+            fit.append(length)
+    return fit
+
+
 def _task_passes(llm: Any, spec: Spec, task: TaskPass, ways: Iterable[Way], lengths: Sequence[int]) -> list[Pass]:
     """One pass for each way, or for each length of a way of mode B."""
     whole = replace(task, lengths=tuple(lengths))
     costs = cost(llm, spec, whole)
+    short = cost(llm, spec, replace(whole, way="truncate")) if any(way.kind == "truncate" for way in ways) else ()
     found: list[Pass] = []
     for way in ways:
         if not way.by_length:
-            found.append(replace(whole, way=way.name, cost=costs))
+            found.append(replace(whole, way=way.name, cost=short if way.kind == "truncate" else costs))
             continue
         for length in lengths:
             alone = replace(task, way=way.name, lengths=(length,))

@@ -13,9 +13,9 @@ from ..errors import MrropeError
 from ..kernels import nll
 from ..paths import cache_dir
 from . import snapshot
-from .decode import Decoder
+from .decode import CHUNK, Decoder
 from .host import Host
-from .meter import Meter
+from .meter import Meter, Span, size
 from .original import original
 from .passes import Done, Emit, LossPass, Tick
 from .passes import Result as Cell
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.floating[Any]]
 
-STATE_LIMIT = (
-    2 << 30
-)  # bytes of a state that is kept between cells; a larger one costs more to write than to make again
+STATE_LIMIT = 2 << 30  # bytes; a larger state costs more to keep between cells than to make again
 
 
 class LossRun:
@@ -44,41 +42,50 @@ class LossRun:
         left = self.task.missing(done)
         if not left:
             return
-        self.total = sum(n for _, n in self.task.spans(done))
+        self.total = size(self.task.spans(done))
         llm = self.host.switch(self.spec.way(self.task.way), self.task.length)
         tokens = text_tokens(llm, self.spec, self.task.text, self.task.end)
         if self.task.task == "kl":
-            with original(self.host, llm) as plain, Decoder(llm) as decoder, Decoder(plain) as other:
+            with (
+                original(self.host, llm, max(self.task.end, CHUNK)) as plain,
+                Decoder(llm) as decoder,
+                Decoder(plain) as other,
+            ):
                 self._diverge(decoder, other, tokens, left)
         elif self.task.way == "truncate":
             with Decoder(llm) as decoder:
-                for start, end in left:
-                    self._truncated(llm, decoder, tokens, start, end)
+                for cell in left:
+                    parts = [self._truncated(llm, decoder, tokens, *part) for part in self.task.parts(*cell)]
+                    self._keep(*cell, [loss for part in parts for loss in part.tolist()])
         else:
             with Decoder(llm) as decoder:
                 self._losses(decoder, tokens, left)
 
     def _losses(self, decoder: Decoder, tokens: Sequence[int], left: list[tuple[int, int]]) -> None:
-        states = _States(self.host, self.spec, self.task)
+        states = States(self.host, self.spec, self.task)
         if states.restore(decoder, left[0][0]):
             self._count(decoder.n_past)
         self._skip(decoder, tokens, left[0][0])
         for start, end in left:
             self._skip(decoder, tokens, start)
             self._keep(start, end, self._read(decoder, tokens[start : end + 1]))
-            if end != self.task.end:
+            if end != self.task.end or self.task.goes_on:
                 states.save(decoder)
-        states.remove()
+        if not self.task.goes_on:
+            states.remove()
 
-    def _truncated(self, llm: Any, decoder: Decoder, tokens: Sequence[int], start: int, end: int) -> None:
-        """The losses of start..end where the model, as it is, sees no more than the n_ctx_orig tokens before `end`."""
-        first = max(end - self.task.window, 0)
+    def _truncated(self, llm: Any, decoder: Decoder, tokens: Sequence[int], start: int, end: int) -> Floats:
+        """Losses of start..end where the model, as it is, sees no more than the n_ctx_orig tokens before `end`."""
+        if end <= self.task.window:
+            self._skip(decoder, tokens, start)
+            return self._read(decoder, tokens[start : end + 1])
+        first = end - self.task.window
         shown = list(tokens[first : end + 1])
         if tokens[0] == llm.token_bos():
             shown[0] = tokens[0]
         decoder.clear()
-        self._skip(decoder, shown, start - first)
-        self._keep(start, end, self._read(decoder, shown[start - first :]))
+        self._skip(decoder, shown, start - first, cells=())
+        return self._read(decoder, shown[start - first :])
 
     def _diverge(self, decoder: Decoder, other: Decoder, tokens: Sequence[int], left: list[tuple[int, int]]) -> None:
         """KL(original || way) of every position, chunk by chunk: neither model's logits are ever kept."""
@@ -95,9 +102,14 @@ class LossRun:
                 found[at - start : at - start + len(part)] = divergence(theirs, ours)
             self._keep(start, end, found)
 
-    def _skip(self, decoder: Decoder, tokens: Sequence[int], to: int) -> None:
-        for _ in self._timed(decoder, tokens[decoder.n_past : to], every=False):
-            pass
+    def _skip(
+        self, decoder: Decoder, tokens: Sequence[int], to: int, cells: Sequence[tuple[int, int]] | None = None
+    ) -> None:
+        """Read up to `to` in the batches of a pass that keeps every cell, so that what follows has the same bits."""
+        ends = {end for _, end in (self.task.cells if cells is None else cells) if decoder.n_past < end < to}
+        for end in sorted({*ends, to}):
+            for _ in self._timed(decoder, tokens[decoder.n_past : end], every=False):
+                pass
 
     def _read(self, decoder: Decoder, tokens: Sequence[int]) -> Floats:
         """Losses of tokens[1:], each after all that stands before it."""
@@ -118,7 +130,7 @@ class LossRun:
             began, position = time.perf_counter(), decoder.n_past
             found = list(decoder.logits(part, every=every))
             if self.meter and len(part) == decoder.chunk:
-                self.meter.add(position, len(part), time.perf_counter() - began)
+                self.meter.add(Span(position, len(part)), time.perf_counter() - began)
             self._count(len(part))
             yield from found if every else ()
 
@@ -126,17 +138,16 @@ class LossRun:
         self.read += n
         self.tick(self.read, max(self.total, self.read))
 
-    def _keep(self, start: int, end: int, values: Floats) -> None:
-        cells = [round(float(part.mean(dtype="float64")), 6) for part in _blocks(values)]
+    def _keep(self, start: int, end: int, values: Sequence[float] | Floats) -> None:
+        import numpy as np
+
+        blocks = [values[at : at + BLOCK] for at in range(0, len(values), BLOCK)]
+        cells = [round(float(np.mean(block, dtype="float64")), 6) for block in blocks]
         found: Cell = {
             "task": self.task.task, "text": self.task.text, "way": self.task.way, "start": start, "end": end,
             "blocks": cells,
         }  # fmt: skip
         self.emit(self.task.key(start, end), found)
-
-
-def _blocks(values: Floats) -> list[Floats]:
-    return [values[at : at + BLOCK] for at in range(0, len(values), BLOCK)]
 
 
 def divergence(theirs: Floats, ours: Floats) -> Any:
@@ -179,13 +190,13 @@ def text_tokens(llm: Any, spec: Spec, name: str, end: int) -> list[int]:
     return tokens[: end + 1]
 
 
-class _States:
+class States:
     """The cache of a pass between two of its cells, on disk, so that a pass that was cut off need not begin anew."""
 
     def __init__(self, host: Host, spec: Spec, task: LossPass) -> None:
         way = spec.way(task.way).at(task.length, host.n_ctx_orig).to_json(host.facts, force=spec.force)
         text = spec.text(task.text).sha256
-        made = repr((spec.sha256, way, text, spec.settings, engine.loaded_library().commit, spec.options))
+        made = repr((spec.sha256, way, text, sorted(spec.options.items()), str(engine.loaded_library().path)))
         self.path = cache_dir() / "evals" / f"{hashlib.sha256(made.encode()).hexdigest()[:32]}.state"
 
     def save(self, decoder: Decoder) -> None:
@@ -195,7 +206,7 @@ class _States:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             snapshot.save(decoder, self.path)
-        except OSError:
+        except (OSError, MemoryError, MrropeError):
             self.remove()
 
     def restore(self, decoder: Decoder, most: int) -> bool:

@@ -28,7 +28,7 @@ class RunLog:
         """{name: result}, in the order they were finished; the first result of a name holds."""
         found: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 run = _parsed(line)
                 if run is not None:
                     found.setdefault(run.pop("run"), run)
@@ -50,6 +50,6 @@ class RunLog:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         run = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
-    return run if isinstance(run, dict) and "run" in run else None
+    return run if isinstance(run, dict) and isinstance(run.get("run"), str) else None

@@ -101,6 +101,15 @@ def find_texts(named: Iterable[str], say: Say | None = None) -> tuple[Text, ...]
     return _named([(name, texts.save(name, say) if name in texts.TEXTS else Path(name)) for name in named])
 
 
+def text_name(given: str) -> str:
+    """What results call a text that was named so.
+
+    >>> text_name("voyage-out"), text_name("books/My Own.txt")
+    ('voyage-out', 'My Own')
+    """
+    return given if given in texts.TEXTS else printable(Path(given).stem, limit=80).replace("/", "-")
+
+
 def find_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[Text, ...]:
     """Benchmark files of the user's, by path. Raises as `find_texts` does."""
     return _named([(os.fspath(path), Path(path)) for path in paths])
@@ -109,7 +118,7 @@ def find_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[Text, ...]:
 def _named(found: list[tuple[str, Path]]) -> tuple[Text, ...]:
     made: dict[str, Text] = {}
     for given, path in found:
-        name = given if given in texts.TEXTS else printable(path.stem, limit=80).replace("/", "-")
+        name = text_name(given)
         if name in made:
             raise Refused(
                 f"{given}: a second text of the name {name!r}",

@@ -6,24 +6,30 @@ that what is left out is left out for all of them.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+from ..errors import EngineTrouble, MrropeError, Refused
 from ..progress import clock
+from ..text import printable
 from .host import Host
-from .identity import engine_identity, make_head, model_identity, open_head
-from .meter import Meter, size
-from .passes import Emit, LossPass, Pass, Result, Tick
-from .run_losses import LossRun
+from .identity import Head, check, engine_identity, make_head, model_identity, open_head, read_head
+from .meter import Meter, Span, size
+from .passes import Emit, LossPass, Pass, Result, Tick, half_window
+from .run_losses import LossRun, States
 from .run_tasks import run_task
 from .runlog import RunLog
 from .spec import Spec
 
 NAME = "results.jsonl"
+SINGLE = 8  # tokens read one at a time to see what that costs
+MARGIN = 0.9  # of a budget is planned for: an estimate that is a little off must not cost the last way its round
 Say = Callable[[str], object]
 OnCells = Callable[[str, int, int], object]  # what was finished, cells made, and in all
 OnProgress = Callable[[str, float, float], object]  # what runs, seconds done and seconds in all, as far as is known
@@ -57,34 +63,45 @@ class Suite:
 
     def __init__(self, spec: Spec, passes: Sequence[Pass], out: Path) -> None:
         self.spec, self.passes, self.log = spec, list(passes), RunLog(out / NAME)
+        self._head: Head = {}
 
     def open(self, host: Host) -> dict[str, Result]:
-        """Write or check the head of the results, and give what is finished. Nothing is measured.
+        """See that the folder's results belong to this suite, and give what is finished. Nothing is written.
 
         Raises Refused where the folder's results belong to something else, and what Host.check raises.
         """
         ways = [self.spec.way(name) for name in dict.fromkeys(task.way for task in self.passes)]
         host.check(ways)
-        self.log.path.parent.mkdir(parents=True, exist_ok=True)
         model = model_identity(self.spec.model, force=self.spec.force)
         head = make_head(
             model, host.facts, ways, engine=engine_identity(), scale=self.spec.scale,
             texts={text.name: text.sha256 for text in (*self.spec.texts, *self.spec.files)},
             settings=self.spec.settings, force=self.spec.force,
         )  # fmt: skip
-        open_head(self.log, head)
+        self._head = json.loads(json.dumps(head))  # what a log would give back
+        if (before := read_head(self.log)) is not None:
+            check(before, self._head, printable(str(self.log.path)))
         return self.done()
 
     def done(self) -> dict[str, Result]:
         """Finished cells by name. What truncation shares with the original counts as soon as that is there."""
         runs = self.log.runs()
-        for task in self.passes:
-            for key in task.keys:
-                twin = task.twin(key)
-                if key not in runs and twin in runs:
-                    runs[key] = {**runs[twin], "way": task.way}
-                    self.log.add(key, runs[key])
-        return runs
+        return {**self._shared(runs), **runs}
+
+    def _shared(self, runs: dict[str, Result]) -> dict[str, Result]:
+        """Cells of truncation that are cells of the original, and are not among `runs` yet."""
+        pairs = ((task, key, task.twin(key)) for task in self.passes for key in task.keys if key not in runs)
+        return {key: {**runs[twin], "way": task.way} for task, key, twin in pairs if twin in runs}
+
+    def _begin(self) -> None:
+        """Write the head of the results, or what joins it."""
+        self.log.path.parent.mkdir(parents=True, exist_ok=True)
+        open_head(self.log, self._head)
+
+    def _finish(self) -> None:
+        """Write the cells that truncation shares with the original: a report reads nothing but the file."""
+        for key, cell in self._shared(self.log.runs()).items():
+            self.log.add(key, cell)
 
     def left(self, done: dict[str, Result]) -> list[Pass]:
         """Passes that have cells to make."""
@@ -93,67 +110,105 @@ class Suite:
     def run(
         self, host: Host, meter: Meter, *, deadline: float | None = None, on_progress: OnProgress | None = None
     ) -> Outcome:
-        """Run what is left on `host`, in order. deadline: time.monotonic() after which nothing more is read.
+        """Run what is left on `host`, in order, after `open`. deadline: time.monotonic() when reading ends.
 
         Ctrl-C leaves every finished cell; so does anything that is raised.
         """
         clocked = _Clock(meter, on_progress, deadline)
         made: list[str] = []
+        self._begin()
 
         def emit(key: str, cell: Result) -> None:
             self.log.add(key, cell)
             made.append(key)
 
-        for task in self.left(self.done()):
-            done = self.done()  # another process may have been at it, or truncation have found its twin
-            if all(key in done for key in task.keys):
-                continue
-            rest = [each for each in self.left(done) if each is not task]
-            clocked.begin(task.describe(), task.spans(done), [span for each in rest for span in each.spans(done)])
-            try:
+        try:
+            for task in self.left(self.done()):
+                done = self.done()  # another process may have been at it, or truncation have found its twin
+                if all(key in done for key in task.keys):
+                    continue
+                rest = [each for each in self.left(done) if each is not task]
+                clocked.begin(task.describe(), task.spans(done), [span for each in rest for span in each.spans(done)])
                 run_pass(host, self.spec, task, emit, clocked.tick, done, meter)
-            except _OutOfTime:
-                break
-            clocked.end()
+                clocked.end()
+        except _OutOfTime:
+            pass
+        finally:
+            self._finish()
         done = self.done()
+        self._forget_states(host, done)
         return Outcome(len(made), _count(self.left(done), done))
+
+    def _forget_states(self, host: Host, done: dict[str, Result]) -> None:
+        """Remove what a process that was killed left of a pass that is finished now."""
+        for task in self.passes:
+            if isinstance(task, LossPass) and task.task == "ppl" and not task.goes_on and not task.missing(done):
+                States(host, self.spec, task).remove()
 
     def submit(self, executor: Executor, on_progress: OnCells | None = None) -> Outcome:
         """Run what is left on an executor's workers, whole passes at a time, results written here as they come.
 
-        Passes of `none` go first, since truncation shares their cells. A pass whose worker died is the executor's to
+        Truncation goes last, since it shares cells with the original. A pass whose worker died is the executor's to
         repeat; nothing of it was written. Raises what a pass raised, after the others are finished.
         """
         made, trouble = 0, None
-        first = [task for task in self.left(self.done()) if task.way != "truncate"]
-        for some in (first, None):
+        self._begin()
+        left = self.left(self.done())
+        for batch in ([t for t in left if t.way != "truncate"], [t for t in left if t.way == "truncate"]):
             done = self.done()
-            batch = some if some is not None else self.left(done)
             futures: dict[Future[Any], Pass] = {
-                executor.submit(work, self.spec, _only(task, done)): task for task in batch
+                executor.submit(
+                    work, self.spec, task, frozenset(done).intersection(task.keys), self._head["engine"]
+                ): task
+                for task in self.left(done)
+                if task in batch
             }
             for future in as_completed(futures):
                 if (error := future.exception()) is not None:
-                    trouble = trouble or error
+                    trouble = trouble or _told(error, futures[future])
                     continue
                 for key, result in future.result():
-                    if key not in done:
-                        self.log.add(key, result)
-                        made += 1
+                    self.log.add(key, result)
+                    made += 1
                 if on_progress:
-                    on_progress(futures[future].describe(), made, made + _count(self.left(self.done()), self.done()))
-            if trouble is not None:
-                raise trouble
+                    done = self.done()
+                    on_progress(futures[future].describe(), made, made + _count(self.left(done), done))
+            self._finish()
+        if trouble is not None:
+            raise trouble
         return Outcome(made, 0)
 
 
-def work(spec: Spec, task: Pass) -> list[tuple[str, Result]]:
-    """One pass, whole, in a process of its own: what an executor is given. The host is kept for the next pass."""
+def work(spec: Spec, task: Pass, finished: Iterable[str], engine: str) -> list[tuple[str, Result]]:
+    """One pass without its finished cells, in a process of its own: what an executor is given.
+
+    The host is kept for the next pass. Raises Refused where this machine's engine is not the suite's.
+    """
     found: list[tuple[str, Result]] = []
-    run_pass(_worker_host(spec), spec, task, lambda key, cell: found.append((key, cell)), lambda *_: None, {})
+    with _turn:  # a worker may have several threads
+        if (here := engine_identity()) != engine:
+            raise Refused(
+                "a worker runs another engine than this suite's",
+                why=f"it has {here}, and the results are of {engine}",
+                fix="install the same release on every machine, and `mrrope build` there too",
+            )
+        done: dict[str, Result] = {key: {} for key in finished}
+        run_pass(_worker_host(spec), spec, task, lambda key, cell: found.append((key, cell)), lambda *_: None, done)
     return found
 
 
+def _told(error: BaseException, task: Pass) -> BaseException:
+    """What a pass raised, or, where its workers died, an error that says so."""
+    if isinstance(error, MrropeError) or not isinstance(error, Exception):
+        return error
+    return EngineTrouble(
+        f"{task.describe()}: no worker finished it",
+        why=f"{type(error).__name__}: {error}",
+        fix="see the workers' logs, then give the same command again: what is finished is kept",
+    )
+
+
+_turn = Lock()
 _hosts: list[tuple[Spec, Host]] = []  # of this process: one at most
 
 
@@ -167,13 +222,6 @@ def _worker_host(spec: Spec) -> Host:
     return _hosts[0][1]
 
 
-def _only(task: Pass, done: dict[str, Result]) -> Pass:
-    """The pass without the cells that are finished."""
-    if isinstance(task, LossPass):
-        return replace(task, cells=tuple(task.missing(done)))
-    return task
-
-
 def _count(passes: Iterable[Pass], done: dict[str, Result]) -> int:
     return sum(key not in done for task in passes for key in task.keys)
 
@@ -185,15 +233,20 @@ def calibrate(host: Host, meter: Meter, seconds: float = 8.0) -> None:
     llm = host.plain()
     with Decoder(llm) as decoder:
         chunk = [max(llm.token_bos(), 0)] * decoder.chunk
-        for _ in decoder.logits(chunk):  # also pages the weights in
+        for _ in decoder.logits(chunk[:-SINGLE]):  # also pages the weights in
             pass
+        at, start = decoder.n_past, time.perf_counter()
+        for token in chunk[-SINGLE:]:
+            for _ in decoder.logits([token]):
+                pass
+        meter.add(Span(at, SINGLE, single=True), time.perf_counter() - start)
         decoder.clear()
         began = time.perf_counter()
         while decoder.n_past + len(chunk) <= host.n_ctx:
             at, start = decoder.n_past, time.perf_counter()
             for _ in decoder.logits(chunk):
                 pass
-            meter.add(at, len(chunk), time.perf_counter() - start)
+            meter.add(Span(at, len(chunk)), time.perf_counter() - start)
             if time.perf_counter() - began > seconds:
                 break
 
@@ -212,13 +265,14 @@ def estimate(passes: Iterable[Pass], done: dict[str, Result], meter: Meter) -> s
 def within(passes: Sequence[Pass], done: dict[str, Result], meter: Meter, seconds: float) -> list[Pass]:
     """The passes whose rounds fit in `seconds`, shortest lengths first, whole rounds alone.
 
-    A round is one cell of a text, or one length of a task, for every way that is measured.
+    A round is one cell of a text (past the window, what half a window holds: truncation's cell), or one length of a
+    task, for every way that is measured.
     """
     rounds: dict[tuple[str, int], list[tuple[Pass, Any]]] = {}
     for task in passes:
         if isinstance(task, LossPass):
             for cell in task.cells:
-                rounds.setdefault((f"{task.task}/{task.text}", cell[1]), []).append((task, cell))
+                rounds.setdefault((f"{task.task}/{task.text}", _round(task, cell[1])), []).append((task, cell))
         else:
             for length in task.lengths:
                 rounds.setdefault((task.task, length), []).append((task, length))
@@ -229,17 +283,23 @@ def within(passes: Sequence[Pass], done: dict[str, Result], meter: Meter, second
         for task, part in parts:
             trial.setdefault(id(task), []).append(part)
         now = [_part(task, trial[id(task)]) for task in passes if id(task) in trial]
-        if name not in closed and sum(meter.seconds(task.spans(done)) for task in now) <= seconds:
+        if name not in closed and sum(meter.seconds(task.spans(done)) for task in now) <= MARGIN * seconds:
             kept = trial
         else:
             closed.add(name)  # a later part of a text would have to read this one all the same
     return [_part(task, kept[id(task)]) for task in passes if id(task) in kept]
 
 
+def _round(task: LossPass, end: int) -> int:
+    """The position where the round of a cell ends."""
+    half = half_window(task.window)
+    return end if end <= task.window else task.window + -(-(end - task.window) // half) * half
+
+
 def _part(task: Pass, parts: list[Any]) -> Pass:
     """The pass with these cells or lengths alone."""
     if isinstance(task, LossPass):
-        return replace(task, cells=tuple(sorted(parts)))
+        return replace(task, cells=tuple(sorted(parts)), goes_on=len(parts) < len(task.cells))
     kept = [i for i, length in enumerate(task.lengths) if length in parts]
     return replace(
         task, lengths=tuple(task.lengths[i] for i in kept), cost=tuple(task.cost[i] for i in kept if task.cost)
@@ -256,10 +316,10 @@ class _Clock:
     def __init__(self, meter: Meter, on_progress: OnProgress | None, deadline: float | None) -> None:
         self.meter, self.on_progress, self.deadline = meter, on_progress, deadline
         self.began, self.label = time.monotonic(), ""
-        self.spans: list[tuple[int, int]] = []
-        self.others: list[tuple[int, int]] = []
+        self.spans: list[Span] = []
+        self.others: list[Span] = []
 
-    def begin(self, label: str, spans: list[tuple[int, int]], rest: list[tuple[int, int]]) -> None:
+    def begin(self, label: str, spans: list[Span], rest: list[Span]) -> None:
         self.label, self.spans, self.others = label, spans, rest
         self.tick(0, 1)
 

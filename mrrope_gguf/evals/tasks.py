@@ -18,7 +18,7 @@ from . import longfiles, ruler_qa
 from .essay import essay
 from .grid import needle_grid
 from .meter import Span
-from .needles import KEYS, QUESTION, ROOM, haystack, tokens_of
+from .needles import KEYS, QUESTION, haystack, tokens_of
 from .passes import Result, TaskPass
 from .retrieval import retrieval
 from .ruler_tasks import find, ruler
@@ -29,6 +29,7 @@ from .trie import Prompt, plan
 from .trie import Result as Said
 
 DEPTHS = tuple(i / 10 for i in range(11))
+TRIED = 20  # questions of a task's shortest length that are made before anything runs
 GENERATE = 16  # tokens of a needle's answer: seven digits, each a token at worst, and what stands before them
 
 
@@ -64,6 +65,18 @@ def items(llm: Any, spec: Spec, task: TaskPass) -> list[Item]:
     return [item for length in task.lengths for item in _of_length(llm, spec, task, length)]
 
 
+def sample_names(task: TaskPass) -> tuple[str, ...]:
+    """The names of a length's questions, in order, without making them: each holds all that its question depends on."""
+    family = task.task.partition("/")[0]
+    seeds = range(task.seed, task.seed + task.n)
+    if family == "needle":
+        return tuple(f"{round(100 * depth, 3):g}-{seed}" for seed in seeds for depth in task.depths)
+    if family == "needle-keys":
+        keys = task.keys_per_text
+        return tuple(f"{i}-{seed}-of-{keys}" for seed in seeds for i in range(keys))
+    return tuple(f"{i}{task.tag}" for i in range(task.n * task.keys_per_text))
+
+
 def _of_length(llm: Any, spec: Spec, task: TaskPass, length: int) -> Iterator[Item]:
     family, _, name = task.task.partition("/")
     if family == "needle":
@@ -97,15 +110,17 @@ def grid_items(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iter
 
 def _keys(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iterator[Item]:
     """Several named keys in one text, each asked for: one prefill for all, and another task than one needle alone."""
+    keys = KEYS[: task.keys_per_text]
+    asked = {key: tokens_of(llm, QUESTION.format(key=key)) for key in keys}
+    room = length - GENERATE - max(map(len, asked.values()))
     for seed in range(task.seed, task.seed + task.n):
         with _Told(task, length):
-            hay = haystack(llm, length - ROOM, KEYS[: task.keys_per_text], seed, prose)
+            hay = haystack(llm, room, keys, seed, prose)
         for i, (key, value) in enumerate(hay.values.items()):
-            answer = tokens_of(llm, " " + value)
-            asked = (*hay.tokens, *tokens_of(llm, QUESTION.format(key=key)))
-            prompt = Prompt(asked, tuple(answer), GENERATE, _found(llm, (value,)))
+            prompt = Prompt((*hay.tokens, *asked[key]), tuple(tokens_of(llm, " " + value)), GENERATE)
+            prompt = replace(prompt, stop=_found(llm, (value,)))
             depth = round(100 * hay.positions[key] / len(hay.tokens), 1)
-            yield Item(f"{i}-{seed}", length, seed, prompt, (value,), "string_match_all", depth)
+            yield Item(f"{i}-{seed}-of-{len(keys)}", length, seed, prompt, (value,), "string_match_all", depth)
 
 
 class _Told:
@@ -123,17 +138,22 @@ class _Told:
 
 def _ruler(llm: Any, spec: Spec, task: TaskPass, name: str, length: int) -> Iterator[Sample]:
     needs = find(name).needs
-    prose = documents = None
+    prose = asked = None
     if needs == "essay" and spec.texts:
         first = spec.texts[0]
         prose = _essay(first.name, first.read())
     elif needs == "essay":
         raise MrropeError(f"ruler/{name}: hides its needles in prose", why="no text was named", fix="--text voyage-out")
     if needs == "documents":
-        load, source = {"qa_1": (ruler_qa.squad, "squad"), "qa_2": (ruler_qa.hotpotqa, "hotpotqa")}[name]
-        found = [text for text in spec.files if text.name == source]
-        documents = load(Path(found[0].path)) if found else None
-    return ruler(llm, name, length, n=task.n, seed=task.seed, essay=prose, documents=documents)
+        asked = documents(spec, name)
+    return ruler(llm, name, length, n=task.n, seed=task.seed, essay=prose, documents=asked)
+
+
+def documents(spec: Spec, name: str) -> ruler_qa.Documents | None:
+    """The user's file of RULER's task qa_1 or qa_2, read; None without one."""
+    load, source = {"qa_1": (ruler_qa.squad, "squad"), "qa_2": (ruler_qa.hotpotqa, "hotpotqa")}[name]
+    found = [text for text in spec.files if text.name == source]
+    return load(Path(found[0].path)) if found else None
 
 
 @lru_cache(maxsize=2)
@@ -156,7 +176,7 @@ def sample_items(llm: Any, task: TaskPass, samples: Iterator[Sample]) -> Iterato
         prompt = Prompt(sample.tokens, _answer(llm, sample), sample.generate, stop)
         depth = round(100 * sample.positions[0] / sample.n_prompt, 1) if len(sample.positions) == 1 else None
         yield Item(
-            str(sample.index), sample.length, sample.seed, prompt, sample.references, sample.metric,
+            f"{sample.index}{task.tag}", sample.length, sample.seed, prompt, sample.references, sample.metric,
             depth if task.task != "ruler/vt" else None,
         )  # fmt: skip
 
@@ -181,19 +201,43 @@ def text_of(llm: Any, tokens: Sequence[int]) -> str:
 
 
 def cost(llm: Any, spec: Spec, task: TaskPass) -> tuple[tuple[Span, ...], ...]:
-    """What the trie reads for each length of a pass: known where prompts are quickly made, else an upper bound.
+    """What is read and written for each length of a pass, at most: answers may end early.
 
-    RULER's prompts share little, so their number times their length is close.
+    Of RULER and benchmark files only first questions are made: they share little, so these stand for the others.
+    Raises as `items` does for a length that is too short for the task.
     """
     if task.task.startswith(("ruler/", "infinitebench/", "longbench/")):
-        return tuple(((0, length),) * len(task.samples) for length in task.lengths)
-    found, before = [], 0
+        asked, like = len(task.samples), []
+        for length in task.lengths:
+            # of the shortest length some more are made: one may need more room than another
+            some = islice(_of_length(llm, spec, task, length), TRIED if length == task.lengths[0] else 1)
+            like.append(max((shown(llm, item, task) for item in some), key=lambda prompt: len(prompt.tokens)))
+        return tuple(
+            (*[Span(0, len(p.tokens))] * asked, Span(len(p.tokens), asked * p.generate, single=True)) for p in like
+        )
+    found: list[tuple[Span, ...]] = []
+    before = 0
     prompts: list[Prompt] = []
     for length in task.lengths:
-        prompts += [item.prompt for item in items(llm, spec, replace(task, lengths=(length,)))]
-        work = plan(prompts)
-        whole, rest = divmod(max(work.trie - before, 0), length)
-        asked = len(task.samples) * GENERATE
-        found.append((*[(0, length)] * whole, (max(length - rest, 0), rest), (length, asked)))
-        before = work.trie
+        new = [shown(llm, item, task) for item in _of_length(llm, spec, task, length)]
+        prompts += new
+        read = plan(prompts).trie
+        longest = max(len(prompt.tokens) for prompt in new)
+        whole, rest = divmod(max(read - before, 0), longest)
+        answers = Span(longest, sum(len(prompt.answer) for prompt in new))
+        written = Span(longest, sum(prompt.generate for prompt in new), single=True)
+        found.append((*[Span(0, longest)] * whole, Span(longest - rest, rest), answers, written))
+        before = read
     return tuple(found)
+
+
+def shown(llm: Any, item: Item, task: TaskPass) -> Prompt:
+    """The question, or what truncation leaves of it: the last tokens that fit in the model's own context, BOS kept."""
+    prompt = item.prompt
+    room = task.window - max(prompt.n_ctx - len(prompt.tokens), prompt.generate)
+    if task.way != "truncate" or len(prompt.tokens) <= room:
+        return prompt
+    tokens = prompt.tokens[-room:]
+    if prompt.tokens[0] == llm.token_bos():
+        tokens = (prompt.tokens[0], *tokens[1:])
+    return replace(prompt, tokens=tokens)
