@@ -23,8 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from . import engine
     from .evals import plans
     from .evals.cluster import connect
-    from .evals.meter import Meter
     from .evals.suite import Suite, calibrate, estimate, open_host, within
+    from .meter import Meter
 
     began, seconds = time.monotonic(), _budget(args.budget)
     request = _request(args)
@@ -101,7 +101,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _budget(text: str | None) -> float | None:
-    from .evals.meter import duration
+    from .meter import duration
 
     if text is None:
         return None

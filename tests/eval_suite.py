@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mrrope_gguf.evals import plans
-from mrrope_gguf.evals.meter import Meter
 from mrrope_gguf.evals.passes import Pass
 from mrrope_gguf.evals.plans import Request
 from mrrope_gguf.evals.suite import NAME, Suite, calibrate, open_host, within
+from mrrope_gguf.meter import Meter
 from tests import tiny
 
 ORIG = 256  # the model's own context

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from .meter import Span
+from ..meter import Span
 from .spec import BLOCK, BUCKET
 
 Result = dict[str, Any]

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from .. import engine
 from ..errors import MrropeError
 from ..kernels import nll
+from ..meter import Meter, Span, size
 from ..paths import cache_dir
 from . import snapshot
 from .decode import CHUNK, Decoder
 from .host import Host
-from .meter import Meter, Span, size
 from .original import original
 from .passes import Done, Emit, LossPass, Tick
 from .passes import Result as Cell

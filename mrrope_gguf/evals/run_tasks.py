@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 
 from .. import engine
+from ..meter import Meter, Span
 from . import trie
 from .host import Host
-from .meter import Meter, Span
 from .passes import Done, Emit, TaskPass, Tick
 from .spec import Spec
 from .tasks import items, shown, text_of

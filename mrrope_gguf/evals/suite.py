@@ -16,11 +16,11 @@ from threading import Lock
 from typing import Any
 
 from ..errors import EngineTrouble, MrropeError, Refused
+from ..meter import Meter, Span, size
 from ..progress import clock
 from ..text import printable
 from .host import Host
 from .identity import Head, check, engine_identity, make_head, model_identity, open_head, read_head
-from .meter import Meter, Span, size
 from .passes import Emit, LossPass, Pass, Result, Tick, half_window
 from .run_losses import LossRun, States
 from .run_tasks import run_task

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MrropeError
+from ..meter import Span
 from . import longfiles, ruler_qa
 from .essay import essay
 from .grid import needle_grid
-from .meter import Span
 from .needles import KEYS, QUESTION, haystack, tokens_of
 from .passes import Result, TaskPass
 from .retrieval import retrieval
