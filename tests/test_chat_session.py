@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 import mrrope_gguf
-from mrrope_gguf.errors import ContextFull, Refused
+from mrrope_gguf.errors import Refused
 from mrrope_gguf.session import ChatSession
 from mrrope_gguf.sessions.sampling import Sampling
-from tests import tiny
 from tests.session_chat import BOOK, GREEDY, converse, open_small, small, states
 
 pytestmark = pytest.mark.engine
@@ -180,59 +179,6 @@ def test_cut_short_while_writing(llm: Any, how: str) -> None:
     assert len(session.messages) == 4
 
 
-def test_a_window_is_never_shifted(tmp_path: Path) -> None:
-    llm = open_small(small(tmp_path, n_ctx=256))
-    session = chat(llm, "the sea " * 20, n_predict=40)
-
-    def talk() -> None:
-        for _ in range(9):
-            session.ask("a red hen and a tin hat")
-
-    with pytest.raises(ContextFull) as caught:
-        talk()
-    error = caught.value
-    assert error.window == 256 == session.window
-    assert str(error.tokens) in error.why
-    assert "256" in error.why
-    turns = len(session.messages) // 2
-    assert turns >= 2
-    if session.finish_reason == "window":
-        assert llm.n_tokens == 256
-        assert session.messages[-1]["content"]
-    # what did not fit changed nothing
-    before, held = session.messages, llm.input_ids[: llm.n_tokens].tolist()
-    with pytest.raises(ContextFull, match="does not fit") as caught:
-        session.say("x" * 300)
-    assert (session.messages, llm.input_ids[: llm.n_tokens].tolist()) == (before, held)
-    assert session.tokens_used <= 256
-    # the oldest goes, the opening is not read again
-    left = session.drop_oldest(turns - 1)
-    assert left < 256
-    assert session.messages == before[-2:]
-    session.ask("now", n_predict=4)
-    assert session.reading.held >= len(session._opening()) - 1
-    with pytest.raises(ContextFull, match="does not fit") as caught:
-        chat(llm, "the sea " * 200).read()
-    assert "before the first question" in caught.value.why
-    assert "extend" in caught.value.fix
-    llm.close()
-
-
-def test_the_error_says_how_many_turns_to_drop(tmp_path: Path) -> None:
-    llm = open_small(small(tmp_path, n_ctx=256))
-    session = chat(llm, n_predict=10)
-    for _ in range(4):
-        session.ask("the men ran on in the rain")
-    question = "a" * (256 - session.tokens_used)
-    with pytest.raises(ContextFull) as caught:
-        session.say(question)
-    n = int(caught.value.fix.split("drop_oldest(")[1].split(")")[0])
-    assert 0 < n < 4
-    session.drop_oldest(n)
-    session.ask(question, n_predict=1)
-    llm.close()
-
-
 def test_an_answer_that_is_overtaken(llm: Any) -> None:
     """Somebody asks again, or takes a turn back, before an answer is finished: it is dropped."""
     session = chat(llm, BOOK)
@@ -352,20 +298,4 @@ def test_a_long_reading_is_saved(tmp_path: Path, slow: bool, monkeypatch: pytest
     session.save()
     assert len(states(tmp_path / "s")) == 1
     assert states(tmp_path / "s") != first
-    llm.close()
-
-
-def test_sliding_windows(tmp_path: Path) -> None:
-    """Such a memory cannot go back: it is saved where other conversations begin to differ, and used only as it is."""
-    llm = open_small(tiny.make(tmp_path / "g.gguf", "gemma3", n_ctx=2048), n_ubatch=32, n_batch=32)
-    wanted = [chat(llm, BOOK * 2).ask(question) for question in ("one", "two")]
-    for i, question in enumerate(("one", "two")):
-        llm.reset()
-        session = chat(llm, BOOK * 2, store=tmp_path / "s")
-        assert session.ask(question) == wanted[i]
-        assert session.reading.restored == (0 if i == 0 else len(session._opening()))
-        assert not session._reader.memory.whole
-        again = "".join(session.regenerate())
-        assert again == wanted[i]
-        session.close()
     llm.close()

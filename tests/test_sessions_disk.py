@@ -113,6 +113,23 @@ def test_two_processes_at_once(model: Path, llm: Any, folder: Path) -> None:
     assert sum(path.stat().st_size for path in states(folder)) <= 90_000
 
 
+def test_a_state_that_goes_between_finding_and_reading(llm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process needed the room: no word about it, the next best is taken."""
+    keep(llm, folder, TEXT[:100])
+    best = keep(llm, folder, TEXT[:200])
+    find = Store.find
+
+    def found_and_gone(self: Store, *args: Any, **kwargs: Any) -> Any:
+        found = find(self, *args, **kwargs)
+        best.unlink()
+        return found
+
+    monkeypatch.setattr(Store, "find", found_and_gone)
+    one = reader(llm, folder)
+    one.bring(TEXT[:300])
+    assert (one.last.restored, one.last.read) == (100, 200)
+
+
 def goes_on(llm: Any, folder: Path) -> str:
     """What a reader that cannot save says; what it reads is right all the same."""
     notes = list[str]()
@@ -150,9 +167,15 @@ def test_a_full_disk(llm: Any, tmp_path: Path) -> None:
         assert left_over(disk / "sessions") == []
 
 
-@pytest.mark.parametrize("room", [100, 4096, 20_000, 60_000])
+@pytest.mark.parametrize("room", [100, 4096, 20_000, 60_000, -1, -60])
 def test_a_disk_that_fills_while_writing(llm: Any, folder: Path, room: int) -> None:
+    """room: bytes that can be written; a negative number is so many less than llama.cpp's file has."""
     resource = pytest.importorskip("resource")
+    if room < 0:
+        Memory(llm).clear()
+        Memory(llm).read(TEXT[:300])
+        Memory(llm).save(str(folder.parent / "whole"))
+        room += (folder.parent / "whole").stat().st_size
     keep(llm, folder, TEXT[:20])  # the key is there
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import EngineTrouble, FileTrouble, MrropeError
 from ..progress import Progress
+from .entry import Damaged
 from .fingerprint import Fingerprint, fingerprint
 from .memory import Memory
 from .store import Found, Note, Store, shared
@@ -144,7 +145,9 @@ class Reader:
         try:
             self.store.load(found, lambda path: self.memory.restore(path, len(tokens)))
         except (FileTrouble, EngineTrouble) as error:
-            self._note(f"a saved state was refused, and is read again: {in_a_line(error)}")
+            # gone: another process needed the room
+            if isinstance(error, Damaged) or found.path.exists():
+                self._note(f"a saved state was refused, and is read again: {in_a_line(error)}")
             return False
         self._kept = _Kept(found.path, tokens, found.head.scale)
         return self.memory.keep(found.usable) == found.usable
