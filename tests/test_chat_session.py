@@ -149,6 +149,16 @@ def test_ctrl_c_while_reading(llm: Any) -> None:
     assert session.reading.held == 200
 
 
+def test_what_was_read_before_an_interruption_is_saved(llm: Any, tmp_path: Path) -> None:
+    seen = list[int]()
+    with chat(llm, BOOK * 2, store=tmp_path, chunk=100, on_progress=lambda done, _: seen.append(done)) as session:
+        assert not session.read(stop=lambda: len(seen) == 4)
+    llm.reset()
+    session = chat(llm, BOOK * 2, store=tmp_path)
+    session.ask("one")
+    assert (session.reading.restored, session.reading.read) == (400, session.reading.total - 400)
+
+
 @pytest.mark.parametrize("how", ["stop", "ctrl-c", "leave"])
 def test_cut_short_while_writing(llm: Any, how: str) -> None:
     whole = chat(llm, BOOK, n_predict=20).ask("one")

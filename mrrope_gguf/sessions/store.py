@@ -36,6 +36,7 @@ DEFAULT_LIMIT = 10_000_000_000
 _STALE = 60.0  # seconds after which an unlocked temporary file is nobody's
 _KEY_BYTES = 32
 _SUFFIX = ".state"
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY
 
 Note = Callable[[str], object]
 
@@ -193,7 +194,7 @@ class Store:
         self, dst: Path, fingerprint: Fingerprint, tokens: Sequence[int], write: Callable[[str], None], size: int,
         whole: bool, scale: float,
     ) -> None:  # fmt: skip
-        free = shutil.disk_usage(dst.parent).free
+        free = shutil.disk_usage(self.folder).free
         if free < size:
             raise FileTrouble(
                 f"{printable(str(dst))}: the state was not saved",
@@ -201,7 +202,11 @@ class Store:
                 fix="free some space, or let MRROPE_DATA name a folder on another disk",
             )
         temp = dst.with_name(f".{dst.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-        fd = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
+        try:
+            fd = os.open(temp, _NEW, 0o600)
+        except FileNotFoundError:  # another process removed the folder, which was empty
+            self._private(dst.parent)
+            fd = os.open(temp, _NEW, 0o600)
         try:
             try_lock(fd)  # says to others that it is not left over
             write(str(temp))
@@ -235,7 +240,7 @@ class Store:
             delete(path)  # cut short by a full disk
         self._private(self._states)
         temp = path.with_name(f".key.{secrets.token_hex(4)}.tmp")
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
+        fd = os.open(temp, _NEW, 0o600)
         try:
             write_at(fd, secrets.token_bytes(_KEY_BYTES), 0)
             sync_file(fd)
