@@ -83,6 +83,11 @@ class ChatSession:
             raise
 
     @property
+    def name(self) -> str | None:
+        """The name it is kept under."""
+        return self._named.name if self._named else None
+
+    @property
     def messages(self) -> list[Message]:
         """The turns so far, {"role": "user" | "assistant", "content": ...} by turns."""
         return [dict(message) for message in self._messages]
@@ -163,6 +168,28 @@ class ChatSession:
         """Save the conversation and what the model holds of it. False, with a note, if one of them was not possible."""
         done = self._reader.save()
         return self._keep_named() and done
+
+    def keep_as(self, name: str) -> None:
+        """Keep the conversation under this name from here on; under another one it stays as it is.
+
+        Raises Refused for a name that is taken or in use, or without a store; FileTrouble.
+        """
+        if self._reader.store is None:
+            raise Refused("a session with a name needs a store", why="store=False saves nothing", fix="leave it out")
+        if self._named and name == self._named.name:
+            return
+        named = Named(self._reader.store.folder / "named", name)
+        try:
+            if named.load() is not None:
+                why = "it holds another conversation, which would be lost"
+                raise Refused(f"the session {name!r} is there already", why=why, fix="take another name")
+        except BaseException:
+            named.close()
+            raise
+        self._named, before = named, self._named
+        self._keep_named()
+        if before:
+            before.close()
 
     def close(self) -> None:
         """Save what is worth it and give up the name."""

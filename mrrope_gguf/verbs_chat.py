@@ -17,3 +17,13 @@ def export(args: argparse.Namespace) -> int:
         print(note, file=sys.stderr, flush=True)
     print(done.text)
     return 0
+
+
+def chat(args: argparse.Namespace) -> int:
+    import gc
+
+    from .chat.options import from_args
+    from .chat.run import chat as run
+
+    gc.enable()  # a conversation may last
+    return run(from_args(args))
