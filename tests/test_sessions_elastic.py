@@ -27,7 +27,7 @@ QUESTIONS = [f"{n} red hens ran in the rain and on" for n in ("two", "six", "ten
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elastic")
     plain = tiny.make(folder / "plain.gguf", n_ctx=WINDOW)
-    return extend(plain, folder / "elastic.gguf", scale=SCALE, rendering="engine").path
+    return extend(plain, folder / "elastic.gguf", scale=SCALE, method="mrrope-pro", rendering="engine").path
 
 
 def converse(path: Path, store: Path, questions: list[str], name: str = "x", **options: Any) -> tuple[Told, Any]:

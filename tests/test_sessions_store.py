@@ -159,7 +159,7 @@ def test_another_users_state_is_refused(llm: Any, folder: Path, tmp_path: Path) 
 
 def test_a_state_in_anothers_place_is_refused(llm: Any, folder: Path) -> None:
     path = keep(llm, folder, TEXT[:300])
-    other = Fingerprint({**fingerprint(llm).parts, "keys": "q8_0"})
+    other = Fingerprint({**fingerprint(llm).parts, "type_k": "q8_0"})
     shutil.copytree(path.parent, folder / "states" / other.key)
     notes = list[str]()
     assert Store(folder, note=notes.append).find(other, TEXT, more_than=0, n_ctx=2048) == []
@@ -187,7 +187,7 @@ def test_what_changes_keys_changes_the_fingerprint(model: Path, tmp_path: Path) 
     same = open_small(model, n_ctx=512, n_batch=64)
     assert fingerprint(same).key == marks[0].key
     same.close()
-    assert "its keys was f16 and is f32" in marks[7].differences(marks[0].parts)
+    assert "its type_k was f16 and is f32" in marks[7].differences(marks[0].parts)
     # the same file elsewhere is the same model
     moved = open_small(Path(shutil.copyfile(model, tmp_path / "moved.gguf")))
     assert fingerprint(moved).key == marks[0].key
