@@ -54,7 +54,8 @@ def measured(seeds: int, threads: int) -> Iterator[tuple[Way, Scores]]:
 def line(way: Way, scores: Scores) -> str:
     """A row of the table."""
     cells = [f"{scores[n][0]:.0%} {scores[n][1]:.2f}" if n in scores else "" for n in LENGTHS]
-    return f"| {way.name} | {way.scale:g} | {' | '.join(cells)} |"
+    name = f"elastic:{way.method}" if way.kind == "elastic" else way.name
+    return f"| {name} | {way.scale:g} | {' | '.join(cells)} |"
 
 
 def main() -> int:
