@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
         done = suite.open(host)
         if not suite.left(done):
             _say(f"all {sum(len(task.keys) for task in passes)} cells are in {printable(args.out)} already")
+            if not args.estimate:
+                suite.run(host, Meter())  # tidies up, if a process was killed at its very end
             return _report(args)
         meter = Meter()
         calibrate(host, meter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 from mrrope_gguf.evals import plans
 from mrrope_gguf.evals.passes import Pass
 from mrrope_gguf.evals.plans import Request
-from mrrope_gguf.evals.suite import NAME, Suite, calibrate, open_host, within
-from mrrope_gguf.meter import Meter
+from mrrope_gguf.evals.runlog import RunLog
+from mrrope_gguf.evals.suite import NAME, Suite, open_host, within
+from mrrope_gguf.meter import Meter, Span
 from tests import tiny
 
 ORIG = 256  # the model's own context
 OPTIONS: dict[str, Any] = {"n_threads": 1, "flash_attn": False}
+# batches of one cell each, so that a pass in one piece reads the same ones
+CHUNKS = {**OPTIONS, "n_batch": 256, "n_ubatch": 256}
 Cells = dict[str, dict[str, Any]]
 
 
@@ -60,13 +64,32 @@ def planned(path: Path, asked: Request) -> list[Pass]:
         return plans.make_passes(host.plain(), spec, asked, lengths, window)
 
 
-def fitting(path: Path, asked: Request, seconds: float) -> list[Pass]:
-    """Those that a budget leaves."""
+class Counting(Meter):
+    """A meter that knows beforehand: a token takes a millisecond. `read` counts the tokens of whole batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = 0
+        super().add(Span(0, 1000), 1.0)
+
+    def add(self, span: Span, seconds: float) -> None:
+        self.read += span.n
+
+
+def budgeted(path: Path, asked: Request, out: Path, seconds: float | None, late: bool = False) -> tuple[int, int, int]:
+    """A suite cut to a budget by that meter: cells made, cells left of all, tokens read. late: time was up before."""
     spec, lengths, window = plans.make_spec(path, asked)
+    meter = Counting()
     with open_host(spec) as host:
-        meter = Meter()
-        calibrate(host, meter, 0.2)
-        return within(plans.make_passes(host.plain(), spec, asked, lengths, window), {}, meter, seconds)
+        passes = plans.make_passes(host.plain(), spec, asked, lengths, window)
+        suite = Suite(spec, passes, out)
+        done = suite.open(host)
+        if seconds is not None:
+            suite.passes = within(passes, done, meter, seconds)
+        made = suite.run(host, meter, deadline=time.monotonic() - 1 if late else None).cells
+        suite.passes = passes
+        done = suite.done()
+        return made, sum(key not in done for task in passes for key in task.keys), meter.read
 
 
 def cells(runs: Cells) -> Cells:
@@ -77,7 +100,7 @@ def cells(runs: Cells) -> Cells:
 def lines(out: Path) -> list[str]:
     """The names of all whole lines of a results file, heads left out, in order; one that stands twice comes twice."""
     found = []
-    for line in (out / NAME).read_text().split("\n"):
+    for line in (out / NAME).read_text(errors="replace").split("\n"):
         try:
             run = json.loads(line)
         except ValueError:
@@ -85,3 +108,8 @@ def lines(out: Path) -> list[str]:
         if not run["run"].startswith("#"):
             found.append(run["run"])
     return found
+
+
+def blocks_of(out: Path) -> dict[str, Any]:
+    """The means of each cell of a results file."""
+    return {key: cell["blocks"] for key, cell in cells(RunLog(out / NAME).runs()).items()}

@@ -20,13 +20,11 @@ from mrrope_gguf.kernels import nll
 from mrrope_gguf.model import load
 from mrrope_gguf.tables import rope_table
 from tests.engine_worker import Worker
-from tests.eval_suite import OPTIONS, ORIG, cells, model, planned, prose, request, run
+from tests.eval_suite import CHUNKS, ORIG, cells, model, planned, prose, request, run
 
 pytestmark = pytest.mark.engine
 
 N = 1024
-# chunks of one cell each, so that a pass in one piece reads the same batches
-CHUNKS = {**OPTIONS, "n_batch": 256, "n_ubatch": 256}
 Means = list[float]
 
 

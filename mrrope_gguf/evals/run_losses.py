@@ -129,7 +129,7 @@ class LossRun:
             part = tokens[at : at + decoder.chunk]
             began, position = time.perf_counter(), decoder.n_past
             found = list(decoder.logits(part, every=every))
-            if self.meter and len(part) == decoder.chunk:
+            if self.meter and len(part) >= min(BLOCK, decoder.chunk):
                 self.meter.add(Span(position, len(part)), time.perf_counter() - began)
             self._count(len(part))
             yield from found if every else ()

@@ -127,8 +127,9 @@ class Suite:
                 done = self.done()  # another process may have been at it, or truncation have found its twin
                 if all(key in done for key in task.keys):
                     continue
-                rest = [each for each in self.left(done) if each is not task]
-                clocked.begin(task.describe(), task.spans(done), [span for each in rest for span in each.spans(done)])
+                ahead = expected(self.passes, done)
+                rest = [span for each in self.left(ahead) if each is not task for span in each.spans(ahead)]
+                clocked.begin(task.describe(), task.spans(done), rest)
                 run_pass(host, self.spec, task, emit, clocked.tick, done, meter)
                 clocked.end()
         except _OutOfTime:
@@ -251,8 +252,15 @@ def calibrate(host: Host, meter: Meter, seconds: float = 8.0) -> None:
                 break
 
 
-def estimate(passes: Iterable[Pass], done: dict[str, Result], meter: Meter) -> str:
+def expected(passes: Sequence[Pass], done: dict[str, Result]) -> dict[str, Result]:
+    """Finished cells, and those that truncation will have from the original's, which are measured too."""
+    twins = {key: task.twin(key) for task in passes for key in task.keys}
+    return {**done, **{key: {} for key, twin in twins.items() if twin in twins}}
+
+
+def estimate(passes: Sequence[Pass], done: dict[str, Result], meter: Meter) -> str:
     """One line: how many cells and tokens are left, and how long they will take at the rate that was measured."""
+    done = expected(passes, done)
     left = [task for task in passes if any(key not in done for key in task.keys)]
     spans = [span for task in left for span in task.spans(done)]
     cells = _count(left, done)
@@ -276,6 +284,7 @@ def within(passes: Sequence[Pass], done: dict[str, Result], meter: Meter, second
         else:
             for length in task.lengths:
                 rounds.setdefault((task.task, length), []).append((task, length))
+    done = expected(passes, done)
     kept: dict[int, list[Any]] = {}
     closed: set[str] = set()
     for (name, _), parts in sorted(rounds.items(), key=lambda item: item[0][1]):

@@ -1,0 +1,120 @@
+"""What `mrrope eval` and `mrrope report` say to those who ask for what cannot be, and where results go."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mrrope_gguf.cli import main
+from mrrope_gguf.evals.report_read import read
+from mrrope_gguf.evals.suite import NAME
+from tests import tiny
+from tests.eval_suite import prose
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model and a text, which is the current one."""
+    tiny.make(tmp_path / "m.gguf", n_layer=1, n_ctx=256)
+    prose(tmp_path / "t.txt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MRROPE_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def words(*more: str, what: str = "ppl", methods: str = "none,yarn", text: str = "t.txt") -> list[str]:
+    named = ["--text", text] if text else []
+    return ["eval", what, "m.gguf", "--methods", methods, *named, "--lengths", "512", "-t", "1", "-fa", "off", *more]
+
+
+REFUSED: dict[str, tuple[list[str], list[str]]] = {
+    "elastic on a stock library": (
+        words(methods="none,elastic"),
+        ["elastic: needs the patched engine", "mrrope build"],
+    ),
+    "unknown method": (words(methods="none,yearn"), ["unknown method 'yearn'", "none, truncate, linear"]),
+    "a scale that stretches nothing": (words("--scale", "1"), ["yarn", "needs a scale above 1"]),
+    "a text too short": (
+        words("--lengths", "8k"),
+        ["t: the text is shorter", "8192 positions need 8193", "--lengths up"],
+    ),
+    "no text": (words(text="gone.txt"), ["gone.txt: no such text", "voyage-out", "mrrope texts"]),
+    "a text twice": (words("--text", "./t.txt"), ["a second text of the name 't'"]),
+    "no model": (["eval", "ppl", "gone.gguf"], ["gone.gguf"]),
+    "a length too short": (words("--lengths", "100"), ["a length of 100 tokens", "blocks of 256"]),
+    "a model that does not fit": (words("--lengths", "2000m"), ["do not fit in memory", "KV cache"]),
+    "a budget that is none": (words("--budget", "soon"), ["'soon' is no time", "--budget 30m"]),
+    "a budget too small": (words("--budget", "0.01s"), ["a budget of 0 s is too small"]),
+    "no samples": (words("--samples", "0", what="needle"), ["--samples 0"]),
+    "too many keys": (words("--keys", "99", what="needle"), ["--keys 99", "1 to 10 keys"]),
+    "a depth outside": (words("--depths", "50,101", what="needle"), ["--depths [50.0, 101.0]"]),
+    "no threads": (words("-t", "0"), ["--threads 0"]),
+    "no such task": (words("--tasks", "niah", what="ruler"), ["niah: no such task of RULER"]),
+    "prose for an essay": (words("--tasks", "qa_1", what="ruler"), ["qa_1"]),
+    "a prompt that cannot be": (words(what="retrieval"), ["does not fit in 512 tokens"]),
+    "an engine that no file can tell": (words(methods="none,nope@B"), ["unknown method 'nope@B'"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(here: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    given, reasons = REFUSED[case]
+    assert main(given) == 1
+    said = capsys.readouterr().err
+    for reason in ("error: ", "  fix: ", *reasons):
+        assert reason in said, said
+    assert "Traceback" not in said
+    assert not (here / "eval").exists()
+    assert not (here / "cache" / "evals").exists()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [["eval"], ["eval", "nothing", "m.gguf"], words("--lengths", "few"), words("--depths", "a"), words("-ctk", "q9")],
+)
+def test_wrong_words_are_exit_2(here: Path, capsys: pytest.CaptureFixture[str], given: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(given)
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_an_empty_folder_has_no_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "empty").mkdir()
+    for folder in ("empty", "gone"):
+        assert main(["report", folder]) == 1
+        said = capsys.readouterr().err
+        assert "no results to report" in said
+        assert "mrrope eval ... --out DIR" in said
+
+
+def test_a_run_and_its_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words("--estimate")) == 0
+    estimate = capsys.readouterr().err.splitlines()[-1]
+    assert "5 cells in 3 passes" in estimate  # truncation's cell inside the window is none's
+    assert not (here / "eval").exists()
+    assert main(words()) == 0
+    out, said = capsys.readouterr()
+    assert "eval/report.html" in out.splitlines()[-1]
+    assert said.splitlines()[-3:] == ["ppl t none", "ppl t truncate", "ppl t yarn"]
+    found = read(here / "eval")
+    assert (found.ways, found.skipped) == (["none", "truncate", "yarn"], 0)
+    before = (here / "eval" / NAME).read_bytes()
+    assert main(words("--json")) == 0
+    out, said = capsys.readouterr()
+    assert "all 6 cells are in eval already" in said
+    assert json.loads(out)["ways"] == {"none": "", "truncate": "", "yarn": "A"}
+    assert (here / "eval" / NAME).read_bytes() == before
+    assert main(words("--scale", "8")) == 1
+    assert "the scale was 4.0 and is 8.0" in capsys.readouterr().err
+
+
+def test_names_of_others_do_not_command_the_terminal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "t.txt").rename(here / "a\x1b[31mb.txt")
+    assert main(words(text="a\x1b[31mb.txt", methods="none")) == 0
+    out, said = capsys.readouterr()
+    assert "\x1b" not in out + said
