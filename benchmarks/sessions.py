@@ -70,7 +70,8 @@ def measure(model: Path, store: Path, n_tokens: int, threads: int) -> dict[str, 
     answer = chat.say(QUESTION)
     next(answer)
     first = time.perf_counter() - began
-    list(answer)  # and a state is saved, the first time
+    list(answer)
+    chat.save()
     return {
         **vars(chat.reading), "first_token_seconds": first,
         "scale": chat.scale, "engine": str(loaded_library().commit), "answer": chat.messages[-1]["content"],
