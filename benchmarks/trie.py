@@ -16,11 +16,15 @@ import platform
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mrrope_gguf import fetch
-from mrrope_gguf.evals.grid import key_value_prompts, needle_grid
+from mrrope_gguf.evals.grid import needle_grid
+from mrrope_gguf.evals.passes import TaskPass
+from mrrope_gguf.evals.retrieval import SEED, retrieval
+from mrrope_gguf.evals.tasks import sample_items
 from mrrope_gguf.evals.trie import Prompt, Result, plan, run
 from mrrope_gguf.model import load
 from mrrope_gguf.progress import Bar
@@ -36,7 +40,9 @@ FLOORS = {"needle grid": 1.6, "key-value": 8.0}
 def suites(llm: Any, lengths: list[int], kv_length: int, generate: dict[str, int]) -> dict[str, list[Prompt]]:
     """Both kinds of prompts. Each has an answer whose loss is asked for, and texts of `generate` tokens."""
     cells = needle_grid(llm, lengths, DEPTHS, generate=generate["needle grid"])
-    asked = key_value_prompts(llm, kv_length, QUESTIONS, generate=generate["key-value"])
+    task = TaskPass("retrieval/kv", "", (kv_length,), (), SEED, 1, kv_length)
+    items = sample_items(llm, task, retrieval(llm, "kv", kv_length, n=1, questions=QUESTIONS))
+    asked = [replace(item.prompt, generate=generate["key-value"]) for item in items]
     return {"needle grid": [cell.prompt(generate["needle grid"]) for cell in cells], "key-value": asked}
 
 

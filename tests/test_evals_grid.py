@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from mrrope_gguf.evals.grid import Cell, key_value_prompts, needle_grid
+from mrrope_gguf.errors import Refused
+from mrrope_gguf.evals.grid import Cell, needle_grid
 from mrrope_gguf.evals.needles import INTRO, NEEDLE, NOISE, QUESTION
-from mrrope_gguf.evals.trie import plan, run, shared
+from mrrope_gguf.evals.passes import TaskPass
+from mrrope_gguf.evals.retrieval import retrieval
+from mrrope_gguf.evals.tasks import sample_items
+from mrrope_gguf.evals.trie import Prompt, plan, run, shared
 from mrrope_gguf.model import load
 from tests import tiny
 
@@ -38,6 +42,12 @@ def words(smollm2: Path) -> Iterator[Any]:
 
 def text(llm: Any, tokens: tuple[int, ...]) -> str:
     return str(llm.detokenize(list(tokens)).decode()).strip()
+
+
+def questions(llm: Any, length: int, n: int) -> list[Prompt]:
+    """`n` questions on one JSON object, as a suite puts them."""
+    task = TaskPass("retrieval/kv", "", (length,), (), 42, 1, length)
+    return [item.prompt for item in sample_items(llm, task, retrieval(llm, "kv", length, n=1, questions=n))]
 
 
 def parts(llm: Any, cell: Cell) -> tuple[str, str]:
@@ -99,25 +109,24 @@ def test_grids_that_cannot_be(llm: Any) -> None:
         needle_grid(llm, [2000, 300], [0.5])
     with pytest.raises(ValueError, match=r"the prose is too short for a haystack of \d+ tokens: it has \d+"):
         needle_grid(llm, [2000], [0.5], prose="One. Two. Three.")
-    with pytest.raises(ValueError, match=r"2000 tokens hold \d+ pairs, fewer than the 30 questions"):
-        key_value_prompts(llm, 2000, 30)
+    with pytest.raises(Refused, match="kv: does not fit in 2000 tokens"):
+        questions(llm, 2000, 30)
     assert needle_grid(llm, [], DEPTHS) == []
 
 
 def test_questions_on_one_object(llm: Any) -> None:
-    prompts = key_value_prompts(llm, 4000, 20)
+    prompts = questions(llm, 4000, 20)
     asked = set()
     for prompt in prompts:
         whole = text(llm, prompt.tokens)
         body, question = whole[whole.index("{") :].split("\n\n")
         pairs, key = json.loads(body), question.split('"')[1]
-        assert text(llm, prompt.answer) == f'"{pairs[key]}"'
-        assert 3850 < len(prompt.tokens) + len(prompt.answer) <= 4000
+        assert text(llm, prompt.answer) == pairs[key]
+        assert 3850 < prompt.n_ctx <= 4000
         asked.add(list(pairs).index(key))
     assert len(asked) == 20
     assert max(asked) - min(asked) > 0.8 * len(pairs)
-    assert key_value_prompts(llm, 4000, 20) == prompts
-    assert len(key_value_prompts(llm, 4000, 5, generate=600)[0].tokens) <= 3400
+    assert questions(llm, 4000, 20) == prompts
 
 
 # --- the work saved ----------------------------------------------------------------------------------------------
@@ -145,6 +154,6 @@ def test_six_lengths_and_eleven_depths(words: Any) -> None:
 @pytest.mark.real
 @pytest.mark.parametrize("length", [4096, 16384])
 def test_twenty_questions_on_one_object(words: Any, length: int) -> None:
-    prompts = key_value_prompts(words, length, 20, generate=50)
+    prompts = questions(words, length, 20)
     assert len({p.tokens for p in prompts}) == 20
     assert plan(prompts).ratio >= 8

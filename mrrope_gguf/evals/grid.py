@@ -1,15 +1,14 @@
-"""Prompts that share their beginnings: a needle at every depth of every length, many questions about one JSON object.
+"""A needle at every depth of every length: prompts that share their beginnings.
 
-Source: RULER (arXiv 2404.06654) for needle, question and noise, as in `needle`; InfiniteBench (arXiv 2402.13718) for
-key-value retrieval. Prompts are concatenations of tokens, so that what two of them share is the same tokens: all cells
-of a grid have one haystack, the longest, and part from each other where the first needle of the two stands.
+Source: RULER (arXiv 2404.06654) for needle, question and noise, as in `needles`. Prompts are concatenations of tokens,
+so that what two of them share is the same tokens: all cells of a grid have one haystack, the longest, and part from
+each other where the first needle of the two stands.
 """
 
 from __future__ import annotations
 
 import random
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, cycle
@@ -20,8 +19,6 @@ from .trie import Prompt
 
 # between sentences; the end of a sentence is where a needle may stand
 ENDS = re.compile(r"(?<=[.!?])\s+")
-KV_INTRO = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
-KV_QUESTION = '\n\nKey: "{key}"\nThe value associated with the specified key is:'
 
 
 @dataclass(frozen=True)
@@ -99,39 +96,3 @@ def _sentences(llm: Any, room: int, prose: str | None) -> list[list[int]]:
         if room < 0:
             break
     return found
-
-
-def key_value_prompts(llm: Any, length: int, questions: int, *, generate: int = 0, seed: int = 42) -> list[Prompt]:
-    """`questions` prompts on one JSON object of random uuid pairs that fills `length` tokens, answer included.
-
-    The keys asked for are spread evenly over the object. The answer is the value in quotation marks.
-    Raises ValueError if the object would have fewer pairs than there are questions.
-    """
-    rng = random.Random(seed)
-    intro, room, pairs = tokens_of(llm, KV_INTRO + "{", start=True), length, []
-    parts: list[list[int]] = []
-    while room > 0:
-        pairs.append((_uuid(rng), _uuid(rng)))
-        parts.append(tokens_of(llm, (", " if parts else "") + '"{}": "{}"'.format(*pairs[-1])))
-        room -= len(parts[-1])
-    while len(pairs) >= questions:
-        text = [*intro, *(token for part in parts for token in part)]
-        chosen = [pairs[(2 * i + 1) * len(pairs) // (2 * questions)] for i in range(questions)]
-        prompts = [Prompt((*text, *_question(llm, k)), _answer(llm, v), generate) for k, v in chosen]
-        if all(len(p.tokens) + max(len(p.answer), generate) <= length for p in prompts):
-            return prompts
-        pairs.pop()
-        parts.pop()
-    raise ValueError(f"{length} tokens hold {len(pairs)} pairs, fewer than the {questions} questions")
-
-
-def _question(llm: Any, key: str) -> list[int]:
-    return tokens_of(llm, "}" + KV_QUESTION.format(key=key))
-
-
-def _answer(llm: Any, value: str) -> tuple[int, ...]:
-    return tuple(tokens_of(llm, f' "{value}"'))
-
-
-def _uuid(rng: random.Random) -> str:
-    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
