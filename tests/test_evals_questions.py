@@ -23,6 +23,7 @@ from tests.eval_suite import Cells, cells, planned, prose, request, run
 pytestmark = pytest.mark.engine
 
 WINDOW = 1024
+RETRIEVER = Path(__file__).parent / "data" / "retriever-256.gguf"
 WAYS = ("none", "truncate", "yarn", "elastic")
 
 
@@ -131,6 +132,25 @@ def test_what_is_found_is_scored(path: Path, tmp_path: Path) -> None:
         answer = list(item.prompt.answer)
         assert [stop(answer[:i]) for i in range(len(answer) + 1)] == [False] * len(answer) + [True]
         assert METRICS[item.metric](tasks.text_of(llm, answer), item.references) == 1
+
+
+def test_a_model_that_retrieves(engine: Worker, tmp_path: Path) -> None:
+    """In its window it finds every needle; past it, only what a table or the last tokens leave within its reach."""
+    wanted = request("needle", ",".join(WAYS), (256, 512, 1024), depths=(0.0, 0.5, 1.0))
+    made = cells(engine.call(run, RETRIEVER, wanted, tmp_path / "out"))
+    score = {(c["way"], c["length"], c["depth"]): c["score"] for c in made.values()}
+    assert all(score[way, 256, depth] == 1 for way in WAYS for depth in (0, 50, 100))
+    assert all(score[way, n, depth] == 1 for way in ("yarn", "elastic") for n in (512, 1024) for depth in (0, 50, 100))
+    assert all(score["none", 1024, depth] == 0 for depth in (0, 50, 100))
+    assert [score["truncate", 1024, depth] for depth in (0, 50, 100)] == [0, 0, 1]
+    summary = report(tmp_path / "out").summary
+    (task,) = summary.tasks
+    assert {each.way: each.length for each in task.effective} == {
+        "none": 256,
+        "truncate": 256,
+        "yarn": 1024,
+        "elastic": 1024,
+    }
 
 
 def test_names_hold_what_questions_depend_on(path: Path, tmp_path: Path) -> None:
