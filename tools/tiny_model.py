@@ -1,10 +1,10 @@
 """The tiny retriever in PyTorch: llama.cpp's `llama` graph, and weights that begin as a circuit that finds repetitions.
 
 Pilots of three minutes from random weights alone had not begun to look up what followed the same tokens before. So
-layer 0 begins with heads that look one, two and three tokens back, and layer 1
-with heads that compare what stood before a query with what stood before a key (Olsson et al., arXiv 2209.11895, call
-such a pair an induction head); values and outputs begin as each other's transpose (as in Trockman and Kolter, arXiv
-2305.09828). Everything is trained from there.
+layer 0 begins with heads that look one, two and three tokens back, and layer 1 with heads that compare what stood
+before a query with what stood before a key (Olsson et al., arXiv 2209.11895, call such a pair an induction head);
+values and outputs begin as each other's transpose (as in Trockman and Kolter, arXiv 2305.09828). Everything is
+trained from there.
 """
 
 from __future__ import annotations
