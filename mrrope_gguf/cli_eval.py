@@ -51,7 +51,9 @@ def add_eval(verbs: Any, tokens: Callable[[str], int], kv_types: tuple[str, ...]
     p.add_argument("--budget", metavar="TIME", help="30m, 2h: measure what fits, the same for every method")
     p.add_argument("--estimate", action="store_true", help="say what would run and how long it takes, run nothing")
     tasks = p.add_argument_group("needles, RULER and retrieval")
-    tasks.add_argument("--samples", type=int, metavar="N", help="texts of each length (default: needle 1, others 5)")
+    tasks.add_argument(
+        "--samples", type=int, metavar="N", help="texts of each length (default: needle 1, others 5; in all 2)"
+    )
     tasks.add_argument("--seed", type=int, default=42, metavar="N", help="default: 42")
     tasks.add_argument("--hay", default="noise", metavar="TEXT", help="around needles: noise (default), or a text")
     tasks.add_argument(

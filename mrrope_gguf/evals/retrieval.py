@@ -106,11 +106,12 @@ def kv(job: Job, n: int, questions: int) -> Iterator[Sample]:
     room = job.room(head, end, answer)
     made: list[tuple[str, str]] = []
     units: list[Tokens] = []
-    used = longest = over = 0
+    used = longest = widest = over = 0
     for _ in range(room + 1):  # every pair takes a token at least
         key, value = uuids(rng, 2)
         unit = job.pieces(f'{", " if units else ""}"{key}": "{value}"')
         longest = max(longest, len(job.pieces(KV_QUESTION.format(key=key))))
+        widest = max(widest, len(unit))
         over = used + len(unit) + longest
         if over > room:
             break
@@ -118,7 +119,7 @@ def kv(job: Job, n: int, questions: int) -> Iterator[Sample]:
         made.append((key, value))
         used += len(unit)
     if len(units) < questions:
-        raise job.too_short(job.length - room + over * questions)
+        raise job.too_short(job.length - room + widest * questions + longest)
     prefix = (*head, *flat(units), *end)
     for q in range(questions):
         at = int(len(units) * (q + (job.index + 0.5) / n) / questions)
