@@ -81,6 +81,10 @@ def add_eval(verbs: Any, tokens: Callable[[str], int], kv_types: tuple[str, ...]
     run.add_argument("-ctk", "--cache-type-k", choices=kv_types, help="default: f16")
     run.add_argument("-ctv", "--cache-type-v", choices=kv_types, help="default: f16")
     run.add_argument("-fa", "--flash-attn", choices=("on", "off"), default="on", help="default: on")
+    run.add_argument(
+        "--swa-full", action="store_true",
+        help="of a model with sliding windows, keep every key: more memory, and what questions share is read once",
+    )  # fmt: skip
     run.add_argument("--cluster", metavar="ADDRESS", help="a Dask scheduler whose workers share the passes")
     p.add_argument("-f", "--force", action="store_true", help="replace a RoPE scaling the model was trained with")
     p.add_argument("--json", action="store_true", help="print the report as JSON")

@@ -74,6 +74,7 @@ def _request(args: argparse.Namespace) -> Request:
     given = {"n_threads": args.threads, "n_gpu_layers": args.gpu_layers}
     given |= {"type_k": args.cache_type_k, "type_v": args.cache_type_v}
     options |= {name: value for name, value in given.items() if value is not None}
+    options |= {"swa_full": True} if args.swa_full else {}
     depths = DEPTHS if args.depths is None else tuple(percent / 100 for percent in args.depths)
     return Request(
         args.what, methods=args.methods, scale=args.scale, lengths=args.lengths, texts=args.texts,

@@ -18,7 +18,7 @@ from mrrope_gguf.evals.suite import open_host
 from mrrope_gguf.evals.trie import run as ask
 from tests import tiny
 from tests.engine_worker import Worker
-from tests.eval_suite import Cells, cells, planned, prose, request, run
+from tests.eval_suite import OPTIONS, Cells, cells, planned, prose, request, run
 
 pytestmark = pytest.mark.engine
 
@@ -151,6 +151,18 @@ def test_a_model_that_retrieves(engine: Worker, tmp_path: Path) -> None:
         "yarn": 1024,
         "elastic": 1024,
     }
+
+
+def test_sliding_windows_that_are_kept(stock: Worker, tmp_path: Path) -> None:
+    """The same answers, whether a prompt is read whole or from where it parts from the one before."""
+    path = tiny.make(tmp_path / "g.gguf", "gemma3", n_ctx=WINDOW)
+    found = []
+    for options in (OPTIONS, {**OPTIONS, "swa_full": True}):
+        wanted = request("needle", "none,truncate", (WINDOW,), depths=(0.0, 0.5, 1.0), options=options)
+        found.append(stock.call(run, path, wanted, tmp_path / "out" / str(len(options))))
+    assert found[0]["#head"] == found[1]["#head"]
+    for key, cell in cells(found[0]).items():
+        assert found[1][key]["loss"] == pytest.approx(cell["loss"], abs=1e-3)
 
 
 def test_names_hold_what_questions_depend_on(path: Path, tmp_path: Path) -> None:

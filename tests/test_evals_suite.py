@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from mrrope_gguf.evals.decode import Decoder
 from mrrope_gguf.evals.losses import token_nll
 from mrrope_gguf.evals.passes import LossPass
 from mrrope_gguf.evals.run_losses import divergence
+from mrrope_gguf.evals.suite import NAME
 from mrrope_gguf.evals.ways import DEFAULT
 from mrrope_gguf.extend import extend
 from mrrope_gguf.kernels import nll
 from mrrope_gguf.model import load
 from mrrope_gguf.tables import rope_table
 from tests.engine_worker import Worker
-from tests.eval_suite import CHUNKS, ORIG, cells, model, planned, prose, request, run
+from tests.eval_suite import CHUNKS, OPTIONS, ORIG, cells, lines, model, planned, prose, request, run
 
 pytestmark = pytest.mark.engine
 
@@ -156,6 +158,20 @@ def test_divergence_from_the_original(engine: Worker, stock: Worker, folder: Pat
     assert blocks(found, "elastic", "kl") == blocks(found, "elastic:linear", "kl") == [0.0]  # bit for bit the original
     files = stock.call(run, folder / "m.gguf", asked(folder, "kl", "yarn"), folder / "stock")
     assert blocks(files, "yarn", "kl") == pytest.approx(wanted, rel=1e-3)
+
+
+def test_cells_that_are_missing_are_made_alone(engine: Worker, folder: Path) -> None:
+    """A hole in the middle is filled with what stood there, for losses and for divergences."""
+    path = model(folder, n_ctx=1536)
+    for what, ways in (("kl", "yarn"), ("ppl", "none,truncate,yarn,elastic")):
+        wanted, out = asked(folder, what, ways, (2816,), options=OPTIONS), folder / what
+        whole = engine.call(run, path, wanted, out)
+        lost = [key for key in cells(whole) if key.rsplit("/", 1)[1] in ("768-1536", "1536-2304")]
+        assert len(lost) == (1 if what == "kl" else 8)
+        log = out / NAME
+        log.write_text("".join(f"{x}\n" for x in log.read_text().splitlines() if json.loads(x)["run"] not in lost))
+        assert engine.call(run, path, wanted, out) == whole
+        assert sorted(lines(out)[-len(lost) :]) == sorted(lost)
 
 
 def test_divergence_by_hand() -> None:

@@ -21,6 +21,8 @@ def save(decoder: Decoder, path: Path) -> None:
     with open(whole, "wb") as file:
         file.write(decoder.n_past.to_bytes(8, "little"))
         file.write(state)
+        file.flush()
+        os.fsync(file.fileno())  # after a power loss a state is whole or not there
     os.replace(whole, path)
 
 

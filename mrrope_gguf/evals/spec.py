@@ -73,7 +73,16 @@ class Spec:
         """What of the options changes results beyond rounding: the head of a results file keeps it."""
         shown = {"flash_attn": True, "type_k": None, "type_v": None} | dict(self.options)
         # threads and batches change the last bits alone, and where layers lie is the engine's line
-        left_out = ("n_threads", "n_gpu_layers", "n_batch", "n_ubatch", "tensor_split", "main_gpu", "verbose")
+        left_out = (
+            "n_threads",
+            "n_gpu_layers",
+            "n_batch",
+            "n_ubatch",
+            "swa_full",
+            "tensor_split",
+            "main_gpu",
+            "verbose",
+        )
         return {name: value for name, value in sorted(shown.items()) if name not in left_out}
 
     def check_model(self) -> None:
