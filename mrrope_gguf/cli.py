@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from . import __version__, cli_chat, cli_eval, cli_figures
+from . import __version__, cli_chat, cli_eval, cli_figures, cli_serve
 from .errors import MrropeError
 from .text import printable
 
@@ -87,6 +87,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return 2
     if "model" in args:
         _place_model(parser, args)
+    if args.verb == "serve":
+        from .verbs_serve import serve
+
+        return serve(args)
     if args.verb == "sessions":
         from .verbs_sessions import sessions
 
@@ -103,7 +107,10 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments. Some argparse versions take no DST after an option (`extend SRC --scale 4 DST`): placed here."""
-    args, extra = parser.parse_known_args(argv)
+    words, servers = cli_serve.split(sys.argv[1:] if argv is None else argv)
+    args, extra = parser.parse_known_args(words)
+    if servers:
+        args.extra = servers
     if len(extra) == 1 and not extra[0].startswith("-") and getattr(args, "dst", extra) is None and args.model:
         args.dst = extra.pop()
     if extra:
@@ -119,6 +126,10 @@ def _place_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> N
         if args.model is not None:
             args.dst = args.model
         args.model = args.model_flag
+    if getattr(args, "hf", None) is not None:
+        if args.model:
+            parser.error(f"{args.verb}: the model is named twice, {args.model} and -hf {args.hf}")
+        return
     if not args.model:
         parser.error(f"{args.verb} needs a model file")
     if "dst" in args and args.dst == "":
@@ -163,6 +174,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_lm_eval(verbs)
     _add_report(verbs)
     cli_figures.add_figure(verbs, _model, tokens)
+    cli_serve.add_serve(verbs, _model, tokens, _KV_TYPES)
+    cli_chat.add_chat(verbs, tokens, _KV_TYPES)
     cli_chat.add_export(verbs, _model, tokens)
     _add_sessions(verbs)
     _add_build(verbs)
@@ -287,6 +300,7 @@ def _add_build(verbs: Verbs) -> None:
     p.add_argument("--backend", choices=backends, default="auto", help="default: auto, this machine's GPU or the CPU")
     p.add_argument("--rpc", action=_Switch, default=True, help="the RPC backend and its server (default: with)")
     p.add_argument("--server", action=_Switch, default=True, help="llama-server, -cli, -bench, ... (default: with)")
+    p.add_argument("--page", action=_Switch, default=True, help="llama-server's web page (default: where npm is)")
     p.add_argument("--native", action=_Switch, default=True, help="for this very CPU (default) or for older ones too")
     p.add_argument("--pin", metavar="V", help="llama.cpp as llama-cpp-python V has it (default: the installed one's)")
     p.add_argument("--source", metavar="DIR", help="a llama.cpp tree of yours; a copy of it is patched")

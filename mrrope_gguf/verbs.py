@@ -157,6 +157,10 @@ def build(args: argparse.Namespace) -> int:
             backend=args.backend, rpc=args.rpc, server=args.server, tests=args.tests, native=args.native,
             release=args.pin, source=args.source, jobs=args.jobs, say=_say, progress=bar,
         )  # fmt: skip
+    if args.server and args.page:
+        from .engine.page import add_page
+
+        add_page(engine, Path(args.source) if args.source else None, _say)
     if args.json:
         print(json.dumps(_engine_json(engine), indent=2))
     else:
@@ -166,6 +170,7 @@ def build(args: argparse.Namespace) -> int:
 
 def _list_engines(as_json: bool) -> int:
     from .engine import binding_version, find, store
+    from .engine.programs import page_of
 
     found = store.installed()
     if as_json:
@@ -173,7 +178,8 @@ def _list_engines(as_json: bool) -> int:
         return 0
     binding = binding_version()
     for engine in found:
-        parts = ", ".join(word for word in ("rpc", "server", "tests") if getattr(engine, word))
+        there = [word for word in ("rpc", "server", "tests") if getattr(engine, word)]
+        parts = ", ".join([*there, *(["web page"] if page_of(engine) else [])])
         age = time.strftime("%Y-%m-%d %H:%M", time.localtime(engine.built))
         size = f"{engine.size / 1e6:.0f} MB"
         print(f"{engine.key}  {find.state(engine, binding)}, {size}, built {age}  {parts}")

@@ -118,7 +118,7 @@ def _run(command: Sequence[str], build: Path, step: str, recipe: Recipe, progres
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=_environment(build),
         text=True, encoding="utf-8", errors="replace", start_new_session=True,
     )  # fmt: skip
-    with log.open("w", encoding="utf-8", buffering=1) as out, process, _stopped_with_us(process):
+    with log.open("w", encoding="utf-8", buffering=1) as out, process, stopped_with_us(process):
         for line in process.stdout or ():
             out.write(line)
             tail.append(line.rstrip())
@@ -130,7 +130,7 @@ def _run(command: Sequence[str], build: Path, step: str, recipe: Recipe, progres
 
 
 @contextmanager
-def _stopped_with_us(process: subprocess.Popen[str]) -> Iterator[None]:
+def stopped_with_us(process: subprocess.Popen[str]) -> Iterator[None]:
     """Stop the build tool and its compilers when we are stopped: else they would go on behind the next build's back."""
 
     def leave(*_: object) -> None:
