@@ -297,7 +297,10 @@ def _draw(found: Attention, path: Path) -> None:
     import numpy as np
 
     n = len(found.layers)
-    title = f"{found.model}, S = {found.scale:g}: score of the middle pairs, {found.d_l} to {found.d_h}, by distance"
+    title = (
+        f"{found.model}, S = {found.scale:g}: score of the middle pairs, {found.d_l} to {found.d_h}, by distance "
+        f"(dashed: original context, {found.n_ctx_orig})"
+    )
     figure, axes = style.grid(2, n, (max(3.1 * n, 6.2), 6.4), title, height_ratios=(3, 2))
     shades = style.colours(found.methods)
     for column, il in enumerate(found.layers):
