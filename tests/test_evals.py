@@ -99,3 +99,18 @@ def test_answers_do_not_depend_on_the_ones_before(llm: Any) -> None:
     assert last.said == answers[-1].said
     assert last.loss == pytest.approx(answers[-1].loss, abs=1e-3)
     assert ROOM == 64
+
+
+def test_every_key_is_hidden_however_short_the_text(llm: Any) -> None:
+    """The last part of a short text may be longer than what should stand behind the last needle."""
+    least = next(n for n in range(100, 4000) if _fits(llm, n))
+    for n in range(least, least + 200, 7):
+        assert len(haystack(llm, n).positions) == 10
+
+
+def _fits(llm: Any, n: int) -> bool:
+    try:
+        haystack(llm, n)
+    except ValueError:
+        return False
+    return True

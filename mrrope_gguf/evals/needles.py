@@ -79,6 +79,9 @@ def haystack(llm: Any, n_tokens: int, keys: Sequence[str] = KEYS, seed: int = 42
             tokens += needles[due]
         tokens += part
         read += len(part)
+    for i in range(len(positions), len(keys)):  # the last part was longer than what should stand behind a needle
+        positions[keys[i]] = len(tokens)
+        tokens += needles[i]
     return Haystack(tuple(tokens), values, positions)
 
 
