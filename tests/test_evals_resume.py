@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_ctrl_c(command: Command, whole: Cells, tmp_path: Path) -> None:
     assert ended(process, signal.SIGINT) == 130
     before = lines(out)
     assert 9 <= len(before) < len(whole)
-    assert len(command.states()) == 1  # of the pass that was cut off
+    assert len(command.states()) <= 1  # of the pass that was cut off, none between two passes
     command.run(out)
     assert lines(out)[: len(before)] == before
     whole_again(command, out, whole)
@@ -123,9 +124,9 @@ def test_killed_again_and_again(command: Command, whole: Cells, tmp_path: Path) 
         process = command.start(out)
         if not until(process, lambda enough=enough: n_lines(out) >= enough):  # type: ignore[misc]
             break
-        time.sleep(rng.random() * 0.1)
+        time.sleep(rng.random() * 0.02)
         kills += ended(process, signal.SIGKILL) == -signal.SIGKILL
-    assert kills >= 3
+    assert kills >= 2
     command.run(out)
     whole_again(command, out, whole)
 
@@ -158,11 +159,14 @@ def test_two_at_once(command: Command, whole: Cells, tmp_path: Path) -> None:
 
 def test_what_a_killed_process_kept_goes_with_the_pass(command: Command, whole: Cells, tmp_path: Path) -> None:
     """Killed between a pass's last cell and the removal of its state, or while it wrote one."""
-    out = tmp_path / "out"
-    process = command.start(out)
-    assert until(process, lambda: len(command.states()) > 0 and n_lines(out) > 3)
-    ended(process, signal.SIGKILL)
-    (state,) = [name for name in command.states() if name.endswith(".state")]
+    kept: list[str] = []
+    while not kept:  # else it was killed between two passes
+        out = Path(tempfile.mkdtemp(dir=tmp_path))
+        process = command.start(out)
+        assert until(process, lambda out=out: len(command.states()) > 0 and n_lines(out) > 3)  # type: ignore[misc]
+        ended(process, signal.SIGKILL)
+        kept = [name for name in command.states() if name.endswith(".state")]
+    (state,) = kept
     (out / NAME).write_bytes((command.folder / "whole" / NAME).read_bytes()[:-30])  # all but the last cell
     aside = command.cache / "evals" / state.replace(".state", ".12345")
     aside.write_bytes(b"half a state")
