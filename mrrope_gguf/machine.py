@@ -15,11 +15,15 @@ UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class MachineMemory:
-    """Bytes. `available` counts caches the system would give up; `limit` is the container's, where there is one."""
+    """Bytes. `available` counts caches the system would give up; `limit` is the container's, where there is one.
+
+    `mapped`: what limits us is the process's address space (ulimit -v), where memory counts that is never touched.
+    """
 
     total: int
     available: int
     limit: int | None = None
+    mapped: bool = False
 
 
 def machine_memory() -> MachineMemory | None:
@@ -41,9 +45,23 @@ def _linux(proc: Path, cgroups: Path) -> MachineMemory:
     for allowed, used in _cgroup_limits((proc / "self/cgroup").read_text(), cgroups):
         limit = min(limit or allowed, allowed)
         available = min(available, max(allowed - used, 0))
+    own = _address_space(proc)
+    if own is not None and own < available:
+        return MachineMemory(total, own, limit, mapped=True)
     if limit is None or limit >= total:
         return MachineMemory(total, available)
     return MachineMemory(limit, available, limit)
+
+
+def _address_space(proc: Path) -> int | None:
+    """What this process may still map where its address space is limited, else None."""
+    import resource
+
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed == resource.RLIM_INFINITY:
+        return None
+    mapped = int((proc / "self/statm").read_text().split()[0]) * resource.getpagesize()
+    return max(allowed - mapped, 0)
 
 
 def _cgroup_limits(membership: str, root: Path) -> Iterator[tuple[int, int]]:

@@ -111,3 +111,19 @@ def test_this_machine() -> None:
     seen = machine_memory()
     assert seen is not None
     assert 1 << 28 < seen.available <= seen.total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited this way on Linux")
+def test_a_limit_of_address_space_counts() -> None:
+    """What may still be mapped is what is left of it, and a little more than that is refused by the system."""
+    code = (
+        "import mmap, resource, sys\n"
+        "from mrrope_gguf.machine import machine_memory\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (600 << 20, 600 << 20))\n"
+        "seen = machine_memory()\n"
+        "mmap.mmap(-1, seen.available - (16 << 20)).close()\n"
+        "try: mmap.mmap(-1, seen.available + (16 << 20))\n"
+        "except OSError: print(seen.mapped, seen.available < 600 << 20)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"

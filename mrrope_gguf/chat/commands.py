@@ -169,7 +169,7 @@ class Commands:
         if session.name:
             self.say(f"session: {printable(session.name)}")
         self._sampling()
-        self.say(self.speaker.status())
+        self.speaker.tell_window()
 
     def _sampling(self) -> None:
         sampling = self.session.sampling

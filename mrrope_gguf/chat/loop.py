@@ -11,46 +11,33 @@ from .prompt import Leave
 from .room import with_room
 from .speaker import Speaker
 
-_AGAIN = 400  # characters of a question that is offered again after it was stopped
-
 
 class Asks(Protocol):
     """Where turns come from: prompt.Prompt, or a test. Raises Leave when there are no more."""
 
-    def ask(self, default: str = "") -> str: ...
+    def ask(self) -> str: ...
 
 
 def converse(speaker: Speaker, commands: Commands, prompt: Asks) -> None:
     """Talk until the prompt or a command raises Leave. What was there is read first."""
     _survive(speaker, lambda: _open(speaker))
-    again = ""
     while True:
         try:
-            text, again = prompt.ask(again), ""
-            if text:
-                again = turn(speaker, commands, text)
+            if text := prompt.ask():
+                _survive(speaker, lambda text=text: turn(speaker, commands, text))  # type: ignore[misc]
         except Leave:
             return
 
 
-def turn(speaker: Speaker, commands: Commands, text: str) -> str:
-    """One command or question; returns a question that was stopped before it was read, to be offered again."""
-    again = ""
-
-    def run() -> None:
-        nonlocal again
-        if commands.handle(text):
-            return
-        asked, before = commands.question(text), len(speaker.session.messages)
-        with_room(speaker, lambda: speaker.say(asked))
-        if len(speaker.session.messages) > before:
-            commands.attached.clear()
-        elif len(text) <= _AGAIN:
-            again = text
-        speaker.tell_window()
-
-    _survive(speaker, run)
-    return again
+def turn(speaker: Speaker, commands: Commands, text: str) -> None:
+    """One command or question. Raises Leave, and MrropeError for what cannot be done."""
+    if commands.handle(text):
+        return
+    asked, before = commands.question(text), len(speaker.session.messages)
+    with_room(speaker, lambda: speaker.say(asked))
+    if len(speaker.session.messages) > before:
+        commands.attached.clear()
+    speaker.tell_window()
 
 
 def _open(speaker: Speaker) -> None:

@@ -21,13 +21,17 @@ _STEP = 256
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes a chat takes: `total` of them, `host` in the machine's memory and `device` on GPUs."""
+    """Bytes a chat takes: `total` of them, `host` in the machine's memory and `device` on GPUs.
+
+    `untouched`: what llama-cpp-python asks for and never uses, which only a limit of address space counts.
+    """
 
     weights: int
     kv: int
     compute: int
     host: int
     device: int
+    untouched: int
 
     @property
     def total(self) -> int:
@@ -77,13 +81,19 @@ class Room:
         layers = self.n_layer + 1
         device = (model.weights * n_gpu // layers + kv * min(n_gpu, self.n_layer) // self.n_layer) if n_gpu else 0
         whole = model.weights + kv + compute
-        return Estimate(model.weights, kv, compute, whole - device, device + compute if n_gpu else 0)
+        untouched = 4 * options.n_batch * n_ctx  # its batch has room for n_ctx sequences a token
+        return Estimate(model.weights, kv, compute, whole - device, device + compute if n_gpu else 0, untouched)
 
     def fits(self, found: Estimate) -> bool:
         """Whether this much is free. Where the system does not say, it is taken to be."""
         if found.device > sum(gpu.free for gpu in self.gpus):
             return False
-        return self.machine is None or found.host + RESERVE <= self.machine.available
+        return self.machine is None or self.needs(found) <= self.machine.available
+
+    def needs(self, found: Estimate) -> int:
+        """Bytes that must be free in the machine's memory."""
+        untouched = found.untouched if self.machine and self.machine.mapped else 0
+        return found.host + RESERVE + untouched
 
 
 def setting(options: Options, n_ctx: int) -> Setting:
@@ -121,7 +131,7 @@ def ways(room: Room, options: Options, model: Model, n_ctx: int, need: int) -> l
 
 def does_not_fit(name: str, n_ctx: int, found: Estimate, room: Room, there: Sequence[Way]) -> DoesNotFit:
     """The error, with every way out."""
-    where = f"{found}; it needs {size(found.host + RESERVE)} here, its surroundings included"
+    where = f"{found}; it needs {size(room.needs(found))} here with its surroundings"
     if room.machine:
         where += f", and {size(room.machine.available)} of {size(room.machine.total)} are free"
     if found.device:

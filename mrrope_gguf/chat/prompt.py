@@ -55,15 +55,15 @@ class Prompt:
             key_bindings=self._keys(),
             completer=WordCompleter(sorted(words), sentence=True),
             complete_while_typing=False,
-            prompt_continuation=lambda _width, _line, _wraps: ". ",
+            prompt_continuation=lambda _width, _line, wraps: "  " if wraps else ". ",
             bottom_toolbar=toolbar,
         )
 
-    def ask(self, default: str = "") -> str:
+    def ask(self) -> str:
         """The next turn, without the marks of a block. Raises Leave on Ctrl-D, and on Ctrl-C twice."""
         self._warned = False
         try:
-            return unblocked(self._session.prompt("> ", default=default))
+            return unblocked(self._session.prompt("> "))
         except (EOFError, KeyboardInterrupt):
             raise Leave from None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import documents, engine
 from ..documents import Document
-from ..errors import EngineTrouble, Refused
+from ..errors import DoesNotFit, EngineTrouble, Refused
 from ..fit import read_model, size
 from ..machine import machine_memory
 from ..model import load
@@ -80,17 +80,19 @@ def prepare(options: Options, question: str, talk: Talk) -> Ready:
     before = target.remembered(options.session) if options.session else None
     there = target.read(target.find(options, before, talk.say))
     talk.say(str(there))
-    engine.announce(talk.say, needs_patch=there.method is not None)
+    engine.llama_cpp(needs_patch=there.method is not None, tell=talk.note)
+    library = engine.loaded_library()
+    talk.say(f"engine: {library.kind} llama.cpp {library.commit} on {', '.join(map(printable, library.devices))}")
     need = _count(there, options, question, found, before, talk)
-    patched = engine.loaded_library().has_rope_table
     try:
-        planned = plan(there, options, need, before, patched=patched)
+        planned = plan(there, options, need, before, patched=library.has_rope_table)
     except NeedsExtending as needs:
         there = _extend(there, needs, talk)
+        talk.say(str(there))
         options = replace(options, scale=None, method=None)
-        planned = plan(there, options, need, None, patched=patched)
+        planned = plan(there, options, need, None, patched=library.has_rope_table)
     options, planned, words = _fitted(there, options, planned, need, talk)
-    return Ready(there, options, planned, found, [str(there), f"engine: {engine.loaded_library()}", words])
+    return Ready(there, options, planned, found, [str(there), f"engine: {library}", *words])
 
 
 def open_model(ready: Ready, talk: Talk, stages: Stages) -> Llama:
@@ -109,7 +111,11 @@ def open_model(ready: Ready, talk: Talk, stages: Stages) -> Llama:
         given |= {"rope_scaling_type": planned.scaling, "rope_freq_scale": 1 / planned.scale}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        llm = load(ready.target.path, planned.n_ctx, on_stage=stages, **given)
+        try:
+            llm = load(ready.target.path, planned.n_ctx, on_stage=stages, **given)
+        except MemoryError as error:
+            what = f"{ready.target.name}: the system gave no memory for it"
+            raise DoesNotFit(what, why=str(error), fix="a smaller -c, or close other programs") from None
     for warning in told:
         talk.note(str(warning.message))
     if planned.scaling and engine.has_elastic():
@@ -141,7 +147,9 @@ def _talk(speaker: Speaker, ready: Ready) -> None:
     commands = Commands(speaker, ready.facts, lambda name: open_session(speaker, ready, name, other=True))
     asks = prompt.Prompt([f"/{name}" for name in COMMANDS], speaker.talk.note)
     if turns := len(speaker.session.messages) // 2:
-        speaker.talk.say(f"going on with {printable(speaker.session.name or '')}: {turns} turns so far")
+        speaker.talk.say(
+            f"going on with {printable(speaker.session.name or '')}: {turns} turn{'s' * (turns > 1)} so far"
+        )
     speaker.talk.say("/help lists the commands, Ctrl-D leaves")
     converse(speaker, commands, asks)
 
@@ -193,7 +201,7 @@ def _extend(there: Target, needs: NeedsExtending, talk: Talk) -> Target:
     return target.read(Path(done.path))
 
 
-def _fitted(there: Target, options: Options, planned: Plan, need: int, talk: Talk) -> tuple[Options, Plan, str]:
+def _fitted(there: Target, options: Options, planned: Plan, need: int, talk: Talk) -> tuple[Options, Plan, list[str]]:
     """Options and context that fit in memory, as they are or as the user chose. Raises DoesNotFit."""
     from ..engine.devices import gpus
 
@@ -217,8 +225,9 @@ def _fitted(there: Target, options: Options, planned: Plan, need: int, talk: Tal
         n_gpu = room.layers_on_gpu(options, model, planned.n_ctx)
         found = room.estimate(options, model, planned.n_ctx, n_gpu)
     table = f", {planned.scaling} to S = {planned.scale:.3g}" if planned.scaling else ""
-    free = f" of {size(room.machine.available)} free" if room.machine else ""
+    free = f", {size(room.machine.available)} free" if room.machine else ""
     on_gpu = f", {min(n_gpu, room.n_layer)} of {room.n_layer} layers on the GPU" if n_gpu else ""
-    words = f"context: {planned.n_ctx} tokens{table}; memory: {found}{free}{on_gpu}"
-    talk.say(words)
+    words = [f"context: {planned.n_ctx} tokens{table}", f"memory: {found}{free}{on_gpu}"]
+    for line in words:
+        talk.say(line)
     return replace(options, gpu_layers=n_gpu), planned, words

@@ -96,7 +96,7 @@ class Speaker:
         last = self.session.reading
         if not done:
             there = last.held + last.restored + last.read
-            self.talk.say(f"stopped: {there} of {last.total} tokens are read and kept, the next question goes on there")
+            self.talk.say(f"stopped: {there} of {last.total} tokens are read and kept, asking again goes on there")
         elif last.read_seconds >= _LONG:
             speed = last.read / last.read_seconds
             self.talk.say(f"read {last.read} tokens in {clock(last.read_seconds)}, {speed:.0f} a second")
