@@ -32,6 +32,9 @@ class Listener(Talk):
     def say(self, line: str = "") -> None:
         self.said.append(line)
 
+    def error(self, error: Exception) -> None:
+        self.said.append(str(error))
+
     def _ask(self, question: str) -> str | None:
         self.asked.append(question)
         return self._answers(question)

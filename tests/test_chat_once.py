@@ -268,3 +268,17 @@ def test_without_the_engine_it_is_one_error(model: Path, tmp_path: Path) -> None
     )  # fmt: skip
     failed(done, "llama-cpp-python", "pip install")
     assert time.monotonic() - began < 30
+
+
+def test_a_model_from_the_hub(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub", reason="the hub extra is not installed")
+    from tests.hub_server import Repo, serving
+
+    with serving({"user/tiny": Repo({"tiny-Q8_0.gguf": model.read_bytes()})}) as hub:
+        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*"}
+        done = run("-hf", "user/tiny:Q8_0", "-p", "one", *GREEDY, data=tmp_path / "a", env=env)
+        missing = run("-hf", "user/none", "-p", "one", *GREEDY, data=tmp_path / "a", env=env)
+    assert done.returncode == 0, done.stderr.decode()
+    assert b"tiny-Q8_0.gguf: llama, 2048 tokens of context" in done.stderr
+    assert done.stdout == run(model, "-p", "one", *GREEDY, data=tmp_path / "b").stdout
+    failed(missing, "there is no such repository")

@@ -131,6 +131,7 @@ def test_ctrl_c_while_reading(start: Callable[..., terminal.Terminal], slow: Pat
     with start(slow, "-f", book, "-n", "4") as there:
         there.expect(r"reading \[.*tokens  \d+/s  .* left", 120)
         there.type("\x03")
+        there.expect("stopping when this chunk is read|stopped: ")
         text = ready(there, 2, 120)
         found = re.search(r"stopped: (\d+) of (\d+) tokens are read and kept", text)
         assert found, text

@@ -24,14 +24,15 @@ class ReadingBar:
     """A progress callback for ChatSession, drawn on a terminal while `with bar:` is under way.
 
     position(): tokens in memory, for the time of a token grows with what comes before it. A thread keeps the clock
-    running between chunks. `meter` keeps what was learned, from one prompt to the next.
+    running between chunks. `meter` keeps what was learned, from one prompt to the next. stopping(): Ctrl-C was pressed.
     """
 
     def __init__(
-        self, position: Callable[[], int], note: Callable[[], str] = lambda: "", out: TextIO | None = None
-    ) -> None:
+        self, position: Callable[[], int], note: Callable[[], str] = lambda: "", out: TextIO | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self.meter = Meter()
-        self._position, self._note = position, note
+        self._position, self._note, self._stopping = position, note, stopping
         self._out = out or sys.stderr
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -87,6 +88,8 @@ class ReadingBar:
         """The bar as it is now, at most `columns` wide."""
         now = time.monotonic()
         turning = _TURNING[self._ticks % len(_TURNING)]
+        if self._stopping():
+            return f"{turning} stopping when this chunk is read"[:columns]
         if not self._total:
             return f"{turning} reading  {clock(now - self._began)}"[:columns]
         share = self._done / self._total

@@ -8,6 +8,7 @@ from ..errors import ContextFull, FileTrouble, Refused
 from ..plain_text import decode, not_text
 from .plan import TALK
 from .speaker import Speaker
+from .window import meter
 
 _MOST = 32 << 20
 INTERRUPTED = 130
@@ -48,5 +49,5 @@ def answer_once(speaker: Speaker, question: str) -> int:
         if speaker.session.messages:
             fix += "; in a conversation at the terminal /drop forgets the oldest turns"
         raise ContextFull(full.what, why=full.why, fix=fix, tokens=full.tokens, window=full.window) from None
-    speaker.tell_window()
+    speaker.talk.say(meter(speaker.used, speaker.session.window, speaker.session.scale, speaker.full_scale))
     return 0 if done else INTERRUPTED

@@ -42,9 +42,7 @@ def require() -> None:
 class Prompt:
     """Asks for the next turn. words: commands, completed with Tab. note(line): told once if there is no history."""
 
-    def __init__(
-        self, words: Iterable[str], note: Callable[[str], object], *, toolbar: Callable[[], str] | None = None
-    ) -> None:
+    def __init__(self, words: Iterable[str], note: Callable[[str], object]) -> None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.completion import WordCompleter
 
@@ -56,7 +54,6 @@ class Prompt:
             completer=WordCompleter(sorted(words), sentence=True),
             complete_while_typing=False,
             prompt_continuation=lambda _width, _line, wraps: "  " if wraps else ". ",
-            bottom_toolbar=toolbar,
         )
 
     def ask(self) -> str:

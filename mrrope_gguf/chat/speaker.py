@@ -51,13 +51,13 @@ class Speaker:
         self.session: ChatSession
         self.full_scale = full_scale
         self.interrupt = Interrupt()
-        self.bar = ReadingBar(lambda: int(llm.n_tokens), self._scale_words)
+        self.bar = ReadingBar(lambda: int(llm.n_tokens), self._scale_words, stopping=self.interrupt.pressed)
         self._warned = False
 
     @property
     def used(self) -> int:
-        """Tokens of the conversation, those among them that only the model's memory holds."""
-        return max(self.session.tokens_used, 0)
+        """Tokens of the conversation so far."""
+        return self.session.tokens_used
 
     def read(self) -> bool:
         """Read the documents, or what a session held, before anything is asked; False if Ctrl-C ended it."""

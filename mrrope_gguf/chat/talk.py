@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -13,10 +14,11 @@ class Talk:
 
     def __init__(self, *, can_ask: bool) -> None:
         self.can_ask = can_ask
+        self._dim = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     def say(self, line: str = "") -> None:
-        """A line of talk; what stands in it must be safe to print."""
-        print(line, file=sys.stderr, flush=True)
+        """A line of talk, fainter than the answers; what stands in it must be safe to print."""
+        print(f"\x1b[2m{line}\x1b[0m" if self._dim and line else line, file=sys.stderr, flush=True)
 
     def note(self, line: str) -> None:
         """A line about something that stops nothing."""
@@ -25,7 +27,7 @@ class Talk:
     def error(self, error: Exception) -> None:
         """An error that does not end the conversation."""
         lines = [printable(line, limit=2000) for line in str(error).split("\n")]
-        self.say("\n".join([f"error: {lines[0]}", *lines[1:]]))
+        print("\n".join([f"error: {lines[0]}", *lines[1:]]), file=sys.stderr, flush=True)
 
     def yes(self, question: str, *, default: bool = True) -> bool:
         """The answer to a question, False where nobody can be asked. Ctrl-C and Ctrl-D mean no."""
