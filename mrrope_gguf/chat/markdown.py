@@ -6,8 +6,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ENDS = re.compile(r"[ ]+((?:\x1b\[[0-9;]*m)*)$")  # blanks before the end of a line, which only a copy would show
 # a last line of marks alone may become a list, a rule, a table or a heading of what is above it
 _MARKS = re.compile(r"(?:^|\n)[ \t]*[-=*_#`~>+|:\d.)\s]*$")
 
@@ -48,11 +52,27 @@ def lines(text: str, console: Console, width: int) -> list[str]:
     class Ours(Markdown):
         elements = {**Markdown.elements, "heading_open": Left}  # noqa: RUF012
 
-    found = Ours("", code_theme="ansi_dark", hyperlinks=False)
-    found.markup, found.parsed = text, _parsed(text)
-    with console.capture() as captured:
-        console.print(found, width=width, soft_wrap=False)
-    return [line.rstrip() for line in captured.get().rstrip("\n").split("\n")]
+    shown: list[str] = []
+    for block in _blocks(_parsed(text)):
+        found = Ours("", code_theme="ansi_dark", hyperlinks=False)
+        found.parsed = block
+        with console.capture() as captured:
+            console.print(found, width=width)
+        drawn = [_ENDS.sub(r"\1", line) for line in captured.get().split("\n")]
+        full = [i for i, line in enumerate(drawn) if _COLOURS.sub("", line).strip()]
+        if full:  # blank lines around a block are ours to make
+            shown += ["", *drawn[full[0] : full[-1] + 1]] if shown else drawn[full[0] : full[-1] + 1]
+    return shown
+
+
+def _blocks(tokens: list[Any]) -> Iterator[list[Any]]:
+    """The tokens of each block that stands in no other."""
+    block: list[Any] = []
+    for token in tokens:
+        block.append(token)
+        if token.level == 0 and token.nesting <= 0:
+            yield block
+            block = []
 
 
 def _parsed(text: str) -> list[Any]:
