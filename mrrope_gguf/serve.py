@@ -15,6 +15,7 @@ from .engine.programs import Program
 from .errors import DoesNotFit, Refused
 from .export import Model, read
 from .facts import obstacle
+from .fit import Model as FitModel
 from .fit import read_model, size
 from .kvcache import Setting
 from .machine import MachineMemory
@@ -23,6 +24,7 @@ from .text import printable
 
 METHODS = ("mrrope-uni", "mrrope-pro")
 SLOTS = 4  # llama-server's own number where none is given, all in one memory
+RESERVE = 256 << 20  # bytes a server takes besides: its code, the vocabulary, requests
 CACHE_RAM = 8192  # MiB, llama-server's own limit for conversations that are put away
 
 # llama-server's flags that are serve's own: given after `--` they would contradict what was estimated and said
@@ -112,8 +114,9 @@ def plan(wish: Wish, program: Program, machine: MachineMemory | None, env: Mappi
     command += [*_place_flags(wish), *(["--cache-ram", str(cache_ram)] if cache_ram is not None else [])]
     command += _alias(model, wish, env)
     command += _network_flags(wish, program, env)
-    scheme = "https" if "--ssl-cert-file" in wish.extra else "http"
-    url = url_of(wish.host, wish.port, scheme) + _after("--api-prefix", wish.extra)
+    scheme = "https" if "--ssl-cert-file" in wish.extra or env.get("LLAMA_ARG_SSL_CERT_FILE") else "http"
+    prefix = _after("--api-prefix", wish.extra) or env.get("LLAMA_ARG_API_PREFIX", "")
+    url = url_of(wish.host, wish.port, scheme) + prefix
     shared = "that share them" if unified and slots > 1 else f"of {setting.cells} tokens"
     lines = [
         f"model   {model.name}: {n_ctx} tokens, {slots} slot{'s' * (slots != 1)} {shared}",
@@ -193,10 +196,8 @@ class _Table:
         if not self.method:
             return "none: the file is not extended"
         if self.elastic:
-            original = f"the original model up to {model.facts.n_ctx_orig} tokens"
-            return (
-                f"{self.method}, elastic: {original}, then S grows with the longest conversation up to {self.scale:g}"
-            )
+            grows = f"S grows from 1 to {self.scale:g} with the longest conversation"
+            return f"{self.method}, elastic: the original model up to {model.facts.n_ctx_orig} tokens, then {grows}"
         return f"{self.method}, S = {self.scale:g} from the first token on"
 
 
@@ -231,38 +232,42 @@ def _memory(wish: Wish, setting: Setting, machine: MachineMemory | None, *, else
     kv = sum(cache.nbytes for cache in caches)
     kinds = setting.type_k if setting.type_k == setting.type_v else f"{setting.type_k}/{setting.type_v}"
     parts = f"weights {size(model.weights)} + KV cache {kinds} {size(kv)} + compute {size(compute)} = {size(total)}"
-    if machine is None or elsewhere:
-        where = (
-            "" if machine is None else ", some of it on other devices; here " + size(machine.available) + " are free"
-        )
-        return f"{parts}{where}", wish.cache_ram
+    if machine is None:
+        return parts, wish.cache_ram
+    if elsewhere:
+        return f"{parts}, some of it on other devices; {size(machine.available)} are free here", wish.cache_ram
     have = f"{size(machine.available)} of {size(machine.total)} are free"
-    if total > machine.available and not wish.force:
+    if total + RESERVE > machine.available and not wish.force:
         raise DoesNotFit(
             f"{printable(wish.path.name)}: {setting.n_ctx} tokens of context do not fit in memory",
-            why=f"{parts}, and {have}",
-            fix=_what_fits(wish, setting, machine.available),
+            why=f"{parts}, {size(RESERVE)} for the server itself, and {have}",
+            fix=_what_fits(model, setting, machine.available - RESERVE),
         )
     # what llama-server keeps of conversations that wait comes on top: half of what is left
-    spare = max(machine.available - total, 0) // 2 >> 20
+    spare = max(machine.available - total - RESERVE, 0) // 2 >> 20
     ram = min(CACHE_RAM, spare) if wish.cache_ram is None else wish.cache_ram
-    return f"{parts}; {have}; up to {size(ram << 20)} for conversations that wait", ram
+    kept = f"up to {size(ram << 20)}" if ram >= 0 else "no limit"
+    return f"{parts}; {have}; {kept} for conversations that wait", ram
 
 
-def _what_fits(wish: Wish, setting: Setting, available: int) -> str:
-    model, ways = read_model(wish.path), []
-    for kind in dict.fromkeys((setting.type_k, "q8_0")):
-        flags = "" if kind == setting.type_k else f" -ctk {kind} -ctv {kind}"
-        wanted = replace(setting, type_k=kind, type_v=kind) if flags else setting
+def _what_fits(model: FitModel, setting: Setting, available: int) -> str:
+    """Flags that help, the mildest first: a q8_0 cache, a smaller context, both."""
+    quantised = replace(setting, type_k="q8_0", type_v="q8_0", flash_attn=True)
+    flash = "" if setting.flash_attn else " -fa on"  # a quantised V needs it
+    ways = []
+    for wanted, flags in ((setting, ""), (quantised, f"-ctk q8_0 -ctv q8_0{flash}")):
         try:
             largest = model.largest(wanted, available)
         except Refused:  # a cache of this type is nothing for this model
             continue
-        if largest:
-            ways.append(f"-c {min(largest, setting.n_ctx)}{flags}")
-    if not ways:
-        return "close other programs, or take a smaller model or quantisation; --force starts it all the same"
-    return f"{', or '.join(ways)}; --force starts it all the same"
+        if largest and largest < setting.n_ctx:
+            ways.append(f"-c {largest} {flags}".strip())
+        elif largest != 0 and flags:
+            ways.insert(0, flags)
+    if setting.type_k == setting.type_v == "q8_0":
+        del ways[1:]
+    help_ = ", or ".join(ways) or "close other programs, or take a smaller model or quantisation"
+    return f"{help_}; --force starts it all the same"
 
 
 def _context_flags(setting: Setting, wish: Wish) -> list[str]:

@@ -17,8 +17,8 @@ def serve(args: argparse.Namespace) -> int:
     from .serve import plan
     from .serve_run import run
 
+    program = server_program(binding_version())  # before a model is downloaded
     wanted = wish(args, _model(args))
-    program = server_program(binding_version())
     host = serve_net.require_host(wanted.host)
     ready_to_run = plan(replace(wanted, host=host), program, machine_memory())  # refuses before anything is tried
     if wanted.rpc:

@@ -48,7 +48,7 @@ class Recipe:
             f"-DGGML_RPC={_on(self.rpc)}", f"-DGGML_NATIVE={_on(self.native)}",
             f"-DLLAMA_BUILD_TESTS={_on(self.tests)}", "-DLLAMA_BUILD_COMMON=ON", "-DLLAMA_BUILD_TOOLS=ON",
             "-DLLAMA_BUILD_SERVER=ON", "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_APP=OFF",
-            # the web page of llama-server is a download of its own
+            # llama-server's web page is built apart, see page.py
             "-DLLAMA_BUILD_UI=OFF", "-DLLAMA_USE_PREBUILT_UI=OFF",
             # lib/ and bin/ find each other wherever the folder above them is moved to
             "-DCMAKE_BUILD_WITH_INSTALL_RPATH=ON", f"-DCMAKE_INSTALL_RPATH={origin};{origin}/../lib",
