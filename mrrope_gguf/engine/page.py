@@ -52,8 +52,8 @@ def add_page(engine: store.Engine, source: Path | None, say: Say) -> Path | None
     if there := page_of(engine):
         return there
     if not has_npm():
-        say("llama-server's web page is left out: npm builds it, and Node.js is not here (`mrrope doctor`); its API is")
-        say("complete. Once Node.js is installed, the same command adds the page and compiles nothing again")
+        say("llama-server's web page is left out: npm builds it, and Node.js is not here. Its API is complete; once")
+        say("Node.js 20.19 or later is installed, the same command adds the page and compiles nothing again")
         return None
     try:
         with store.lock(f"page-{engine.key}", waiting=lambda: say("another process is building the page: waiting")):
@@ -137,5 +137,5 @@ def _npm(words: Sequence[str], tree: Path, out: Path) -> None:
         code = process.wait()
     if code:
         lines = [line for line in tail if line] or [f"it ended with {code}"]
-        said = next((line for line in lines if "error" in line.lower()), lines[-1])
+        said = "; ".join([line for line in lines if "error" in line.lower()][:3]) or lines[-1]
         raise MrropeError(f"npm {' '.join(word for word in words if word[0] != '-')} failed", why=printable(said, 300))
