@@ -174,6 +174,22 @@ def test_ctrl_c_while_writing(start: Callable[..., terminal.Terminal], slow: Pat
     assert len(said["content"]) > 100
 
 
+def test_what_is_typed_ahead_is_the_next_turn(
+    start: Callable[..., terminal.Terminal], slow: Path, tmp_path: Path
+) -> None:
+    with start(slow, "--session", "x", "-n", "400") as there:
+        ready(there)
+        there.line("one")
+        there.until(lambda text: len(text.split("> one")[-1]) > 100, "an answer")
+        there.line("typed ahead")
+        text = ready(there, 3)
+        assert text.count("typed ahead") == 1
+        assert "> typed ahead" in text
+        there.type("\x04")
+        assert there.ended() == 0
+    assert [one["content"] for one in saved(tmp_path / "data", "x")[::2]] == ["one", "typed ahead"]
+
+
 def test_a_model_cannot_command_the_terminal(start: Callable[..., terminal.Terminal], tmp_path: Path) -> None:
     """Random models write control characters all the time: the screen shows them written out."""
     hostile = tiny.make(tmp_path / "h.gguf", n_ctx=4096, seed=3)

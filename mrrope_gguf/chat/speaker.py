@@ -9,6 +9,7 @@ from ..progress import clock
 from ..watch import StageChange
 from .answer import answer
 from .bar import ReadingBar
+from .echo import no_echo
 from .interrupt import Interrupt
 from .talk import Talk
 from .window import meter, warning
@@ -61,7 +62,7 @@ class Speaker:
 
     def read(self) -> bool:
         """Read the documents, or what a session held, before anything is asked; False if Ctrl-C ended it."""
-        with self.interrupt:
+        with self.interrupt, no_echo():
             self._begin()
             try:
                 done = self.session.read(stop=self.interrupt.wanted)
@@ -105,7 +106,7 @@ class Speaker:
 
     def _show(self, ask: Callable[[Stop], Iterator[str]]) -> bool:
         shown = None
-        with self.interrupt:
+        with self.interrupt, no_echo():
             pieces = ask(self.interrupt.wanted)
             self._begin()
             try:
