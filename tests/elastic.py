@@ -70,8 +70,13 @@ COARSE = Policy(step=2.0, head_room=1.0)
 
 
 def grow_file(folder: Path, name: str, rendering: Any = "engine", scale: float = FULL, **changes: Any) -> Extended:
-    """MODELS[name] extended as `extend` does it; method=, attn_factor=, radix= and force= are its own arguments."""
+    """MODELS[name] extended as `extend` does it; method=, attn_factor=, radix= and force= are its own arguments.
+
+    The method is mrrope-pro where none is named: what the tests state a second time in Python.
+    """
     wish = {key: changes.pop(key) for key in ("method", "attn_factor", "radix", "force") if key in changes}
+    if "radix" not in wish:
+        wish.setdefault("method", "mrrope-pro")
     source, out = model(folder, name, **changes), folder / f"{name}.{rendering}.gguf"
     return extend(source, out, scale=scale, rendering=rendering, **wish)
 

@@ -214,7 +214,7 @@ def test_any_bytes_are_a_document_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, seed: bytes, at: int, new: bytes, cut: int
 ) -> None:
     at = at % (len(seed) + 1)
-    path = put(tmp_path_factory.getbasetemp(), "any", seed[:at] + new + seed[at + cut :])
+    path = put(tmp_path_factory.getbasetemp(), "any-document", seed[:at] + new + seed[at + cut :])
     found: Document | MrropeError
     try:
         found = read(path)

@@ -85,7 +85,7 @@ def test_on_stock(stock: Worker, engine: Worker, tmp_path: Path) -> None:
     kind, _, _, said = stock.call(complained, done.path)
     assert kind == ""
     assert len(said) == 1
-    assert "mrrope-uni table is static here" in said[0]
+    assert "mrrope-pro table is static here" in said[0]
     assert "elastic=False" in said[0]
     assert stock.call(complained, done.path, elastic=False) == ("", "", "", [])
     assert stock.call(complained, done.source) == ("", "", "", [])

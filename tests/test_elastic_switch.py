@@ -131,7 +131,8 @@ def test_a_file_that_says_no(engine: Worker, tmp_path: Path, rendering: Any) -> 
 
     source = model(tmp_path, "llama", n_layer=2)
     static, grows = (
-        extend(source, tmp_path / f"{on}.gguf", scale=4, rendering=rendering, elastic=on).path for on in (False, True)
+        extend(source, tmp_path / f"{on}.gguf", scale=4, rendering=rendering, elastic=on, method="mrrope-pro").path
+        for on in (False, True)
     )
     before, full, after, found = engine.call(file_off, static)
     assert before == ElasticState(False, FULL, "mrrope-pro", FULL)

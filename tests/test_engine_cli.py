@@ -41,9 +41,10 @@ def facts(path: Path, n_ctx: int = 256, **params: Any) -> tuple[ActiveTable | No
 
 
 def engine_file(source: Path, **wishes: Any) -> Path:
-    """`source` extended by metadata alone, with a static table."""
+    """`source` extended by metadata alone, with a static table, by mrrope-pro unless another method is wished for."""
     out = source.with_name("engine.gguf")
-    return extend(source, out, rendering="engine", elastic=False, force=True, **wishes).path
+    wishes = {"method": "mrrope-pro", "rendering": "engine", "elastic": False, **wishes}
+    return extend(source, out, force=True, **wishes).path
 
 
 @pytest.mark.parametrize("kind", [UNI, PRO])
@@ -242,7 +243,9 @@ def lora(folder: Path) -> Path:
 
 def test_a_lora(engine: Worker, stock: Worker, tmp_path: Path) -> None:
     path, adapter = model(tmp_path, "llama", n_layer=2), str(lora(tmp_path))
-    portable = extend(path, tmp_path / "out.gguf", scale=4, elastic=False, rendering="portable").path
+    portable = extend(
+        path, tmp_path / "out.gguf", scale=4, method="mrrope-pro", elastic=False, rendering="portable"
+    ).path
     found = engine.call(with_lora, engine_file(path, scale=4), adapter)
     assert (found != engine.call(logits, portable)).any()
     np.testing.assert_allclose(found, stock.call(with_lora, portable, adapter), atol=1e-4)
