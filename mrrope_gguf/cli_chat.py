@@ -41,9 +41,7 @@ def add_chat(verbs: Verbs, tokens: Callable[[str], int], kv_types: tuple[str, ..
     p.add_argument(
         "-ngl", "--gpu-layers", "--n-gpu-layers", type=gpu_layers, metavar="N", help="a number, auto (default) or all"
     )
-    p.add_argument(
-        "-t", "--threads", type=_count, metavar="N", help="default: half of the cores writing, all of them reading"
-    )
+    p.add_argument("-t", "--threads", type=_count, metavar="N", help="default: half of the cores, and all to read")
     p.add_argument("-tb", "--threads-batch", type=_count, metavar="N", help="for reading (default: as -t)")
     p.add_argument("--scale", type=float, metavar="S", help="of a file that was not extended: new / own context")
     p.add_argument("--method", choices=("mrrope-uni", "mrrope-pro"), help="its table (default: mrrope-uni)")
