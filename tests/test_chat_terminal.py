@@ -303,3 +303,38 @@ def test_stdout_that_is_no_terminal(model: Path, tmp_path: Path) -> None:
     ) as there:  # fmt: skip
         assert there.ended() == 1
         assert "-p 'QUESTION'" in there.screen.text
+
+
+def test_a_stage_is_told(patched: Path, tmp_path: Path) -> None:
+    """On the patched engine, where the conversation outgrows the model's own window in the middle of an answer."""
+    model = small(tmp_path, n_ctx=512)
+    command = [*MROPE, str(model), "-c", "2048", "-n", "700", "--temp", "0", "-t", "1"]
+    with terminal.Terminal(command, surroundings(tmp_path / "data", patched), ROOT, rows=60) as there:
+        ready(there)
+        assert "context: 2048 tokens, mrrope-uni to S = 4" in there.screen.text
+        for n in range(2, 9):  # an answer may end where it likes
+            there.line("one")
+            text = ready(there, n)
+            if "context grows" in text:
+                break
+        assert re.search(r"context grows at 5\d\d tokens: S = 1 -> 1\.58\n", text)
+        assert re.search(r"tokens, \d+ %, S = [12]\.\d+ of 4\n", text)
+        there.type("\x04")
+        assert there.ended() == 0
+
+
+def test_a_folder_that_cannot_be_written(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file")
+    env = surroundings(tmp_path / "data", NO_COLOR="1")
+    with terminal.Terminal([*MROPE, str(model), "-n", "8", "-t", "1"], env, ROOT) as there:
+        there.expect("note: what is typed is not kept: ")
+        ready(there)
+        there.line("one")
+        ready(there, 2)
+        there.line("/save")
+        there.expect("note: not saved, the conversation goes on")
+        there.type("\x1b[A\x1b[A")
+        there.expect("> one$")
+        there.type("\x03\x04")
+        assert there.ended() == 0
+        assert "Traceback" not in there.screen.text
