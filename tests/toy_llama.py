@@ -89,8 +89,10 @@ def use(folder: Path, patch: str = PATCH, sha256: str = "0" * 64) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     line = f"{RELEASE} {COMMIT} llama_cpp_python-{RELEASE}.tar.gz {sha256}\n"
-    (folder / "UPSTREAM").write_text(line, encoding="utf-8")
-    (folder / f"llama-cpp-python-{RELEASE}.patch").write_text(patch, encoding="utf-8")
+    for name, text in (("UPSTREAM", line), (f"llama-cpp-python-{RELEASE}.patch", patch)):
+        aside = folder / f"{name}.{os.getpid()}"
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, folder / name)  # another process may be reading it
     pins.data_dir = lambda: folder
     pins.pins.cache_clear()
 
