@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mrrope_gguf.chat.commands import Commands
 from mrrope_gguf.chat.loop import converse
 from mrrope_gguf.chat.prompt import Leave
 from mrrope_gguf.chat.speaker import Speaker, Stages
 from mrrope_gguf.chat.talk import Talk
 from mrrope_gguf.session import ChatSession
+from tests import tiny
 from tests.patched import ROOT, environment
 
 MROPE = [sys.executable, "-m", "mrrope_gguf", "chat"]
@@ -88,6 +91,14 @@ def run(
         [*MROPE, *map(str, words)], cwd=ROOT, env={**surroundings(data, lib), **(env or {})}, capture_output=True,
         timeout=timeout, check=False, **stdin, **options,
     )  # fmt: skip
+
+
+def endless(path: Path, **changes: Any) -> Path:
+    """A tiny model whose greedy answers never end by themselves: the logits of the token that would are 0."""
+    tiny.make(path, **changes)
+    weight = np.array(tiny.weight(path, "output.weight"))
+    weight[2] = 0
+    return tiny.make(path, **changes, tensors={"output.weight": weight})
 
 
 def as_root() -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.chat import MROPE, as_root, run, surroundings
+from tests.chat import MROPE, as_root, endless, run, surroundings
 from tests.patched import ROOT
 from tests.session_chat import BOOK, small, states
 
@@ -90,7 +90,7 @@ def test_a_named_session_goes_on(model: Path, book: Path, tmp_path: Path) -> Non
 
 @POSIX
 def test_ctrl_c_keeps_what_there_is(tmp_path: Path) -> None:
-    model = small(tmp_path, n_ctx=1 << 16)
+    model = endless(tmp_path / "m.gguf", n_ctx=1 << 16)
     with subprocess.Popen(
         [*MROPE, str(model), "-p", "the red hen", "--session", "x", "--temp", "0", "-t", "1"],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=surroundings(tmp_path),
