@@ -189,7 +189,11 @@ def pictures(results: Results, ways: list[str], folder: Path, name: str) -> list
     """Write a picture into `folder` of everything there are results for."""
     drawn: dict[str, tuple[Callable[..., None], Any, int]] = {
         "perplexity": (plot_perplexity, _lines(results, ways), results.window),
-        "difference": (plot_intervals, _intervals(results, ways), results.window),
+        "difference": (
+            plot_intervals,
+            _intervals(results, [way for way in ways if "linear" not in way]),
+            results.window,
+        ),
         "ablation": (plot_tradeoff, _tradeoff(results), ABLATED),
         "needles-noise": (plot_needles, _needle_lines(results, ways, "noise"), results.window),
     }

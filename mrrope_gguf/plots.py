@@ -218,9 +218,13 @@ def plot_tradeoff(points: Mapping[str, tuple[float, float]], n_tokens: int, path
     figure, axes = _canvas(
         "perplexity past the original context", f"needles in {_tokens(n_tokens)} tokens, nats a token"
     )
-    for (name, (x, y)), colour in zip(points.items(), _colours(len(points)), strict=True):
-        axes.plot([x], [y], color=colour, label=name, marker="o", markersize=8, linewidth=0, zorder=3)
+    colours = _colours(len(points))
+    for i, ((name, (x, y)), colour) in enumerate(zip(points.items(), colours, strict=True)):
+        marker = "os^Dv"[colours[:i].count(colour) % 5]  # colours come again after a while
+        axes.plot([x], [y], color=colour, label=name, marker=marker, markersize=8, linewidth=0, zorder=3)
     axes.margins(0.15)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.08 * len(points) * (high - low))  # room for the legend above all points
     _finish(figure, axes, "Lower left is better", path)
 
 
