@@ -164,9 +164,9 @@ def _essay(name: str, text: str) -> Any:
 def _file(llm: Any, spec: Spec, family: str, name: str, length: int, n: int) -> Iterator[Sample]:
     path = Path(spec.text(name).path)
     if family == "infinitebench":
-        return islice(longfiles.infinitebench(llm, path, length, n=n), n)
+        return longfiles.infinitebench(llm, path, length, n=n)
     base = "tokenizer.chat_template" not in llm.metadata  # such a model follows no instructions
-    return islice(longfiles.longbench(llm, path, length, base=base, n=n), n)
+    return longfiles.longbench(llm, path, length, base=base, n=n)
 
 
 def sample_items(llm: Any, task: TaskPass, samples: Iterator[Sample]) -> Iterator[Item]:
