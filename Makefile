@@ -1,6 +1,7 @@
 # make demo   sets everything up, extends a real model and shows it working past its window
 # make test   lint, types, and every test CI runs
 # make test-full  and what is too slow for CI: llama-server, Hugging Face transformers
+# make test-hard  the long sweeps alone: kills, faults, fuzzing, load (docs/reliability.md says how long they took)
 # make engine the patched llama.cpp that tests run on
 PYTHON ?= python3
 VENV   := .venv
@@ -11,7 +12,7 @@ NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-full engine test-reference lint bench wheel clean
+.PHONY: demo test test-full test-hard engine test-reference lint bench wheel clean
 
 demo: $(VENV)/.demo
 	$(BIN)/mrrope demo --out demo
@@ -21,6 +22,9 @@ test: lint engine
 
 test-full: lint engine test-reference
 	MRROPE_TEST_FULL=1 $(BIN)/python -m pytest
+
+test-hard: engine
+	MRROPE_TEST_HARD=1 $(BIN)/python -m pytest -m hard
 
 # what tests/conftest.py asks for, made here where its progress shows: 3 to 6 minutes on 2 cores, once
 engine: $(VENV)/.dev

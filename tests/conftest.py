@@ -16,6 +16,15 @@ from tests.engine_worker import Worker
 os.environ.setdefault("MRROPE_ENGINE", "stock")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `hard` run only where they are asked for."""
+    if "MRROPE_TEST_HARD" not in os.environ:
+        skipped = pytest.mark.skip(reason="a long sweep: `make test-hard`")
+        for item in items:
+            if item.get_closest_marker("hard"):
+                item.add_marker(skipped)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _ctrl_c_reaches_children() -> None:
     """A shell that starts tests in the background has them ignore SIGINT, and what they start would inherit that."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ def test_a_restored_sequence_goes_on_bit_for_bit(llm: Any, tmp_path: Path) -> No
         found = np.concatenate([x.copy() for x in decoder.logits(tokens[200:])])
     assert np.array_equal(found, wanted)
     assert [p.name for p in tmp_path.iterdir()] == ["s.state"]
+
+
+@pytest.mark.parametrize("trouble", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_was_not_written_whole_is_gone(
+    llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    (tmp_path / "s.state").write_bytes(b"old")
+
+    def fail(_: int) -> None:
+        raise trouble
+
+    with Decoder(llm) as decoder:
+        list(decoder.logits([5, 6, 7], every=False))
+        monkeypatch.setattr("mrrope_gguf.evals.snapshot.os.fsync", fail)
+        with pytest.raises(type(trouble)):
+            snapshot.save(decoder, tmp_path / "s.state")
+    assert [p.name for p in tmp_path.iterdir()] == ["s.state"]
+    assert (tmp_path / "s.state").read_bytes() == b"old"
 
 
 def test_a_damaged_state_is_refused(llm: Any, tmp_path: Path) -> None:

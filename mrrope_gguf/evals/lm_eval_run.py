@@ -150,6 +150,9 @@ def _write(folder: Path, results: Results) -> tuple[Path, ...]:
         texts[f"samples_{re.sub(r'[^A-Za-z0-9._-]', '_', task)}_{when}.jsonl"] = "".join(map(line, samples))
     for name, text in texts.items():
         beside = folder / f".{name}.{os.getpid()}"
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(beside, folder / name)
+        try:
+            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+            os.replace(beside, folder / name)
+        finally:
+            beside.unlink(missing_ok=True)
     return tuple(folder / name for name in texts)

@@ -18,12 +18,15 @@ def save(decoder: Decoder, path: Path) -> None:
     if api.llama_state_seq_get_data(ctx, state, size, 0) != size:
         raise EngineTrouble("the sequence's state was not saved", why=f"llama.cpp wrote less than its {size} bytes")
     whole = path.with_suffix(f".{os.getpid()}")
-    with open(whole, "wb") as file:
-        file.write(decoder.n_past.to_bytes(8, "little"))
-        file.write(state)
-        file.flush()
-        os.fsync(file.fileno())  # after a power loss a state is whole or not there
-    os.replace(whole, path)
+    try:
+        with open(whole, "wb") as file:
+            file.write(decoder.n_past.to_bytes(8, "little"))
+            file.write(state)
+            file.flush()
+            os.fsync(file.fileno())  # after a power loss a state is whole or not there
+        os.replace(whole, path)
+    finally:
+        whole.unlink(missing_ok=True)  # Ctrl-C, or a full disk
 
 
 def restore(decoder: Decoder, path: Path) -> None:
