@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from . import __version__, cli_chat, cli_eval, cli_figures, cli_serve
+from .cli_order import arrange
 from .errors import MrropeError
 from .text import printable
 
@@ -106,13 +107,14 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _parsed(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments. Some argparse versions take no DST after an option (`extend SRC --scale 4 DST`): placed here."""
+    """The arguments, whatever the order of words and options (`extend SRC --scale 4 DST`)."""
     words, servers = cli_serve.split(sys.argv[1:] if argv is None else argv)
     args, extra = parser.parse_known_args(words)
     if servers:
         args.extra = servers
-    if len(extra) == 1 and not extra[0].startswith("-") and getattr(args, "dst", extra) is None and args.model:
-        args.dst = extra.pop()
+    extra = arrange(args, extra, tuple(cli_eval.KINDS))
+    if getattr(args, "what", "") is None:
+        parser.error(f"eval: WHAT is none of {', '.join(cli_eval.KINDS)}")
     if extra:
         parser.error(f"unrecognized arguments: {' '.join(extra)}")
     return args

@@ -23,10 +23,12 @@ def add_eval(verbs: Any, tokens: Callable[[str], int], kv_types: tuple[str, ...]
     p = verbs.add_parser(
         "eval",
         help="measure methods on one model: perplexity, KL, needles, RULER, retrieval; resumes, reports",
+        usage="mrrope eval WHAT MODEL [options]",
         description="Measure ways to run one model past its context. The same command goes on where it stopped.",
         epilog="WHAT is one of: " + "; ".join(f"{name} ({about})" for name, about in KINDS.items()),
     )
-    p.add_argument("what", choices=tuple(KINDS), metavar="WHAT", help="|".join(KINDS))
+    # "?", since it may stand anywhere: cli_order finds it, and cli.py asks for it where it is missing
+    p.add_argument("what", nargs="?", metavar="WHAT", help="|".join(KINDS))
     p.add_argument("model", nargs="?", metavar="MODEL", help="GGUF file (any shard of a split one)")
     p.add_argument("-m", dest="model_flag", metavar="FILE", help="the same, as llama.cpp's tools name it")
     p.add_argument(
