@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.elastic_cells import cells
 from benchmarks.elastic_drift import READ, SCORED, Drift
 from benchmarks.elastic_growth import Reader, parse
 from benchmarks.elastic_models import MODELS
@@ -16,6 +17,8 @@ from benchmarks.elastic_plan import CANDIDATE, GROUPS
 from benchmarks.elastic_report import Results, short
 from mrrope_gguf.engine import set_elastic_policy
 from mrrope_gguf.evals.decode import Decoder
+from mrrope_gguf.evals.report_read import read
+from mrrope_gguf.evals.runlog import RunLog
 from mrrope_gguf.extend import extend
 from mrrope_gguf.model import load
 from tests import tiny
@@ -97,6 +100,27 @@ def test_every_planned_run_has_a_name_that_can_be_read() -> None:
             assert model in MODELS
             if kind != "drift" and "truncate" not in rest:
                 parse(rest[1] if kind == "ppl" else rest[3], MODELS[model].n_ctx_orig)
+
+
+def test_runs_as_cells_of_mrrope_eval(tmp_path: Path) -> None:
+    """The report reads them at their positions; within the window elastic and truncation are the model as it is."""
+    inside, past, pro = [[x + i / 100 for i in range(16)] for x in (1.0, 2.0, 3.0)]
+    runs = {
+        "ppl/smollm2/t/none/8192": {"blocks": inside, "seconds": 1.0},
+        f"ppl/smollm2/t/{CANDIDATE}/12288": {"blocks": past, "seconds": 1.0},
+        "ppl/smollm2/t/static,method=pro,scale=4/12288": {"blocks": pro, "seconds": 1.0},
+        f"needle/smollm2/noise/42/12288/{CANDIDATE}": {"loss": 1.0},
+        "ppl/gemma3/t/truncate/36864": {"blocks": inside},
+    }
+    log = RunLog(tmp_path / "results.jsonl")
+    for cell in cells(runs, "smollm2"):
+        log.add(cell.pop("run"), cell)
+    assert list(cells(runs, "gemma3")) == []
+    found = read(tmp_path).ppl["t"]
+    at = {start: list(range(start, start + 4096, 256)) for start in (4096, 8192)}
+    assert found["none"] == found["truncate"] == dict(zip(at[4096], inside, strict=True))
+    assert found["elastic"] == dict(zip(at[4096] + at[8192], inside + past, strict=True))
+    assert found["mrrope-pro"] == dict(zip(at[8192], pro, strict=True))
 
 
 @pytest.mark.engine

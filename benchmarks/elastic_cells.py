@@ -1,0 +1,72 @@
+"""Perplexities of benchmarks.elastic as cells of `mrrope eval ppl`: one report holds both, no text is read twice.
+
+    python -m benchmarks.elastic_cells MODEL DIR        MODEL: smollm2 or gemma3; DIR: --out of `mrrope eval`
+
+DIR must hold results already (`mrrope eval kl`, say): their first line says what they belong to. The cells are the
+same numbers: both read the text once from its beginning in one context, f16 cache, plain attention (`-fa off`), and
+keep mean losses of 256 positions. Not for truncation on Gemma: there the benchmark reads a whole window for each 4096
+positions, and `mrrope eval` one for each 16,384.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.elastic import RESULTS
+from benchmarks.elastic_plan import DEFAULT, PRO
+from mrrope_gguf.evals.runlog import RunLog
+
+BUCKET = 4096
+NAMES = {
+    "none": "none",
+    "truncate": "truncate",
+    DEFAULT: "elastic",
+    PRO: "elastic:mrrope-pro",
+    "static,method=linear,scale=4": "linear",
+    "static,method=ntk,scale=4": "ntk",
+    "static,method=yarn,scale=4": "yarn",
+    "static,method=yarn-turns,scale=4": "yarn-turns",
+    "static,method=uni,scale=4": "mrrope-uni",
+    "static,method=pro,scale=4": "mrrope-pro",
+}
+WINDOWS = {"smollm2": 8192, "gemma3": 32768}
+
+
+def cells(runs: dict[str, dict[str, Any]], model: str) -> Iterator[dict[str, Any]]:
+    """Each perplexity run of a model as a cell. Within the window elastic and truncation are `none`, bit for bit."""
+    for name in runs:
+        kind, of, *rest = name.split("/")
+        if (kind, of) != ("ppl", model) or rest[1] not in NAMES:
+            continue
+        text, way, end = rest[0], NAMES[rest[1]], int(rest[2])
+        if model == "gemma3" and way == "truncate":
+            continue
+        same = ("elastic", "truncate") if way == "none" and end <= WINDOWS[model] else ()
+        for each in (way, *same):
+            place = {"task": "ppl", "text": text, "way": each, "start": end - BUCKET, "end": end}
+            yield {"run": f"ppl/{text}/{each}/{end - BUCKET}-{end}", **place, "blocks": runs[name]["blocks"]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.elastic_cells")
+    parser.add_argument("model", choices=WINDOWS)
+    parser.add_argument("dir", type=Path)
+    args = parser.parse_args()
+    log = RunLog(args.dir / "results.jsonl")
+    there = log.runs()
+    if not there:
+        print(f"error: {args.dir}: no results yet; run `mrrope eval kl ... --out {args.dir}` first", file=sys.stderr)
+        return 1
+    new = [cell for cell in cells(RunLog(RESULTS).runs(), args.model) if cell["run"] not in there]
+    for cell in new:
+        log.add(cell.pop("run"), cell)
+    print(f"{len(new)} cells")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
