@@ -105,7 +105,7 @@ def test_every_planned_run_has_a_name_that_can_be_read() -> None:
 def test_runs_as_cells_of_mrrope_eval(tmp_path: Path) -> None:
     """The report reads them at their positions; within the window elastic and truncation are the model as it is."""
     inside, past, pro = [[x + i / 100 for i in range(16)] for x in (1.0, 2.0, 3.0)]
-    runs = {
+    runs: dict[str, dict[str, Any]] = {
         "ppl/smollm2/t/none/8192": {"blocks": inside, "seconds": 1.0},
         f"ppl/smollm2/t/{CANDIDATE}/12288": {"blocks": past, "seconds": 1.0},
         "ppl/smollm2/t/static,method=pro,scale=4/12288": {"blocks": pro, "seconds": 1.0},
