@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import engine
+from .aside import written_aside
 from .errors import MrropeError
 from .evals.losses import buckets, perplexity, token_nll
 from .evals.needles import KEYS, ROOM, Answer, ask, haystack
@@ -154,5 +155,7 @@ def _keep(extended: Extended, runs: list[Run], n_ctx: int, out: Path) -> None:
 
     answers = {run.name: [asdict(answer) for answer in run.answers] for run in runs}
     facts = {"model": SMOLLM2.filename, "text": BRITANNICA.filename, "n_ctx": n_ctx, "method": extended.table.method}
-    (out / "demo.json").write_text(json.dumps({**facts, "scale": extended.table.scale, "needles": answers}, indent=2))
-    np.savez(out / "losses.npz", original=runs[0].losses, extended=runs[1].losses)
+    with written_aside(out / "demo.json") as aside:
+        aside.write_text(json.dumps({**facts, "scale": extended.table.scale, "needles": answers}, indent=2))
+    with written_aside(out / "losses.npz") as aside:
+        np.savez(aside, original=runs[0].losses, extended=runs[1].losses)

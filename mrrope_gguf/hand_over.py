@@ -48,7 +48,7 @@ def write_text(path: Path, text: str, *, force: bool = False) -> Path:
     temp = temp_path(path)
     staged = Staged(temp, path, "copy", len(text))
     try:
-        with file_errors(path), open(temp, "w", encoding="utf-8", newline="\n") as file:
+        with file_errors(path), open(temp, "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
             file.flush()
             sync_file(file.fileno())

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..aside import written_aside
 from ..errors import FileTrouble, MrropeError, Refused
 from ..text import printable
 
@@ -149,10 +150,6 @@ def _write(folder: Path, results: Results) -> tuple[Path, ...]:
     for task, samples in results.get("samples", {}).items():
         texts[f"samples_{re.sub(r'[^A-Za-z0-9._-]', '_', task)}_{when}.jsonl"] = "".join(map(line, samples))
     for name, text in texts.items():
-        beside = folder / f".{name}.{os.getpid()}"
-        try:
-            beside.write_text(text, encoding="utf-8", errors="backslashreplace")
-            os.replace(beside, folder / name)
-        finally:
-            beside.unlink(missing_ok=True)
+        with written_aside(folder / name) as aside:
+            aside.write_text(text, encoding="utf-8", errors="backslashreplace")
     return tuple(folder / name for name in texts)

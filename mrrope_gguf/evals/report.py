@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..aside import written_aside
 from ..errors import FileTrouble, MrropeError
 from .report_pages import html, markdown, numbers
 from .report_pictures import draw
@@ -82,12 +82,8 @@ def report(directory: str | Path, out: str | Path | None = None, *, bucket: int 
 
 def _write(path: Path, text: str) -> Path:
     """The whole file or none: a report that is open in a browser is replaced at once."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
+    with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 

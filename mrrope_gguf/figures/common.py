@@ -12,6 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..aside import written_aside
 from ..errors import FileTrouble, MrropeError, Refused
 from ..evals.ways import STATIC, Way, parse
 from ..extend import method_table
@@ -140,20 +141,16 @@ def write_picture(figure: Figure, path: Path) -> None:
         raise MrropeError(
             "plots need matplotlib, which is not installed", why=str(error), fix="pip install 'mrrope-gguf[plot]'"
         ) from None
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
     # names are not formulas; words stay words in SVG; a PNG small enough for a page
     settings = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "mrrope", "savefig.dpi": 120}
     try:
-        with rc_context(settings), warnings.catch_warnings():
+        with written_aside(path) as aside, rc_context(settings), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that the font lacks
             figure.draw(aside)
-        if aside.suffix.lower() == ".png":
-            _few_colours(aside)
-        os.replace(aside, path)
+            if aside.suffix.lower() == ".png":
+                _few_colours(aside)
     except OSError as error:
         raise _unwritten(path, error) from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _few_colours(path: Path) -> None:
@@ -169,14 +166,11 @@ def write_data(figure: Figure, path: Path) -> None:
     """The figure's numbers as JSON or CSV, by the suffix; the whole file or none. Raises FileTrouble."""
     rows = figure.rows()
     text = json.dumps(figure.to_json(), indent=1) + "\n" if path.suffix.lower() == ".json" else as_csv(rows)
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            aside.write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
         raise _unwritten(path, error) from None
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def as_csv(rows: Sequence[Row]) -> str:
