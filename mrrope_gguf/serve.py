@@ -101,9 +101,9 @@ def plan(wish: Wish, program: Program, machine: MachineMemory | None, env: Mappi
     _check_extra(wish.extra)
     model = read(wish.path)
     table = _Table.of(model, wish)
-    n_ctx = _context(model, wish, table)
     slots = SLOTS if wish.n_slots is None else wish.n_slots
     unified = wish.n_slots is None if wish.unified is None else wish.unified
+    n_ctx = _context(model, wish, table, 1 if unified else slots)
     setting = Setting(
         n_ctx, wish.type_k, wish.type_v, wish.n_batch, wish.n_ubatch, slots, wish.flash_attn != "off",
         kv_unified=unified,
@@ -201,15 +201,17 @@ class _Table:
         return f"{self.method}, S = {self.scale:g} from the first token on"
 
 
-def _context(model: Model, wish: Wish, table: _Table) -> int:
+def _context(model: Model, wish: Wish, table: _Table, shares: int) -> int:
+    """-c: all slots' together. shares: slots among which it is divided, 1 where each may take all of it."""
     n_ctx = wish.n_ctx or table.n_ctx
-    if n_ctx > table.n_ctx:
-        extend = f"`mrrope extend` with --ctx {n_ctx}"
+    share = -(-n_ctx // max(shares, 1))
+    if share > table.n_ctx:
+        extend = f"`mrrope extend` with --ctx {share}"
         raise Refused(
-            f"{model.name}: {n_ctx} tokens of context, and {'the table' if table.flagged else 'the file'} has "
-            f"{table.n_ctx}",
+            f"{model.name}: {share} tokens of context{' for each slot' if shares > 1 else ''}, and "
+            f"{'the table' if table.flagged else 'the file'} has {table.n_ctx}",
             why="past its context a model soon writes nonsense",
-            fix=extend if model.stored else f"{extend}, or --scale {n_ctx / model.facts.n_ctx_train:.4g} as it is",
+            fix=extend if model.stored else f"{extend}, or --scale {share / model.facts.n_ctx_train:.4g} as it is",
         )
     return n_ctx
 

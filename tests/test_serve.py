@@ -90,6 +90,8 @@ def test_a_table_by_flags(plain: Path) -> None:
     [
         ({"n_ctx": 512}, "512 tokens of context, and the file has 256", "--scale 2 as it is"),
         ({"n_ctx": 2048, "scale": 4.0}, "2048 tokens of context, and the table has 1024", "--scale 8"),
+        ({"n_ctx": 1024, "n_slots": 2}, "512 tokens of context for each slot, and the file has 256", "--scale 2 as it"),
+        ({"n_ctx": 1024, "n_slots": 4, "unified": True}, "1024 tokens of context, and the file", "--scale 4 as it is"),
         ({"elastic": True}, "--elastic without a table", "--scale 4"),
         ({"method": "mrrope-pro"}, "S = 0 stretches nothing", "--scale 4"),
         ({"scale": 0.5}, r"S = 0\.5 stretches nothing", "--scale 4"),
@@ -121,6 +123,9 @@ def test_refusals_of_tables(plain: Path, tmp_path: Path) -> None:
 
 
 def test_slots_and_their_memory(plain: Path) -> None:
+    whole = planned(plain, n_slots=4, n_ctx=1024)  # as much for each slot as the file has
+    assert whole.lines[0] == "model   m.gguf: 1024 tokens, 4 slots of 256 tokens"
+    assert value(whole, "-c") == "1024"
     assert planned(plain, n_slots=2).lines[0] == "model   m.gguf: 256 tokens, 2 slots of 256 tokens"
     assert "-no-kvu" in planned(plain, n_slots=2).command
     assert planned(plain, n_slots=2, unified=True).lines[0].endswith("2 slots that share them")

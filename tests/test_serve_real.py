@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from mrrope_gguf.extend import extend
 from tests import hub_server
 from tests.browser import CHROMIUM, browser
 from tests.elastic_chat import SCALE, TURNS, elastic_pair
+from tests.served import command, environment, serving, text_of
 from tests.server import ask, healthy
 
 pytestmark = [
@@ -34,67 +34,6 @@ pytestmark = [
 
 BEES = [{"role": "user", "content": "Say in one sentence what a beehive is."}]
 STORY = [{"role": "user", "content": "Tell a long story about the sea, with many ships."}]
-
-
-class Served:
-    """A `mrrope serve` that runs: its process, its address, and what it said on stderr so far."""
-
-    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
-        self.process, self._log = process, log
-        assert process.stdout is not None
-        self.base = process.stdout.readline().strip()  # the only line on stdout, once it is ready
-
-    @property
-    def address(self) -> str:
-        return self.base.removesuffix("/v1")
-
-    @property
-    def said(self) -> str:
-        return self._log.read_text()
-
-    def client(self, key: str = "none") -> Any:
-        openai: Any = pytest.importorskip("openai")
-        return openai.OpenAI(base_url=self.base, api_key=key, max_retries=0)
-
-    def stream(self, messages: Any, n: int, key: str = "none") -> Any:
-        options = {"temperature": 0, "max_tokens": n, "stream": True}
-        return self.client(key).chat.completions.create(model="any", messages=messages, **options)
-
-    def ends(self, seconds: float = 20) -> int:
-        return self.process.wait(timeout=seconds)
-
-
-def text_of(stream: Any) -> list[str]:
-    return [chunk.choices[0].delta.content for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
-
-
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "mrrope_gguf", "serve", *map(str, arguments)]
-
-
-def environment(programs: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}
-    return {**kept, "MRROPE_ENGINE": str(programs), **more}
-
-
-@contextmanager
-def serving(programs: Path, *arguments: str | Path, **env: str) -> Iterator[Served]:
-    """`mrrope serve` on a free port, one thread unless told; ended afterwards if the test did not."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "stderr"
-        words = command("--port", "0", "-t", "1", *arguments)
-        with log.open("w") as err:
-            process = subprocess.Popen(
-                words, env=environment(programs, **env), stdout=subprocess.PIPE, stderr=err, text=True
-            )
-        with process:
-            try:
-                served = Served(process, log)
-                assert served.base, served.said
-                yield served
-            finally:
-                process.terminate()
-                process.wait(timeout=20)
 
 
 def failing(programs: Path, *arguments: str | Path, **env: str) -> str:
