@@ -121,15 +121,16 @@ def recognise(template: str, bos: str = "", eos: str = "") -> Recognised | None:
 def rendered(template: str, messages: Sequence[Message], bos: str = "", eos: str = "") -> str | None:
     """What a Jinja chat template makes of `messages`, up to the answer and without `bos`; None where it fails.
 
-    It runs in Jinja's sandbox, as every engine runs it. Raises ImportError without jinja2.
+    It runs in Jinja's sandbox, and not for ever. Raises ImportError without jinja2.
     """
     import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from .chat_jinja import Bounded
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    world = ImmutableSandboxedEnvironment(
+    world = Bounded(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
     )
     try:

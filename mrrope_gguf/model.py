@@ -65,6 +65,7 @@ class _File:
     reexpressed_from: str | None
     elastic: bool
     window: int
+    templates: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -104,7 +105,7 @@ def load(
 
     Raises EngineTrouble (no libllama, a stock one for a file or an option that needs the patch, a failure inside),
     DoesNotFit, Refused (n_ctx past the file's context, a LoRA for a re-expressed file, elastic=True without a table or
-    with keys that cannot be rotated), BadFile, FileTrouble.
+    with keys that cannot be rotated, a chat template that is broken), BadFile, FileTrouble.
 
     >>> llm = load("model-ContextLength32k.gguf")  # doctest: +SKIP
     >>> llm.n_ctx()  # doctest: +SKIP
@@ -172,7 +173,14 @@ def _read(path: Path) -> _File:
             reexpressed_from=_optional(index, "mrrope.reexpressed_from"),
             elastic=bool(index.get(f"{index.arch}.rope.scaling.mrrope.elastic", False)),
             window=window(header),
+            templates=_templates(index),
         )
+
+
+def _templates(index: GGUFIndex) -> tuple[str, ...]:
+    """All chat templates, which llama-cpp-python compiles as soon as it opens a model."""
+    values = (index.get(key) for key in index.kvs if f"{key}.".startswith("tokenizer.chat_template."))
+    return tuple(value for value in values if isinstance(value, str))
 
 
 def _optional(index: GGUFIndex, name: str) -> str | None:
@@ -304,7 +312,12 @@ def _check_memory(model: Model, setting: Setting, logits_all: bool) -> None:
 
 
 def _construct(file: _File, options: dict[str, Any]) -> Llama:
+    from mrrope_gguf import chat_jinja
+
     module = engine.llama_cpp()
+    chat_jinja.bind(module)
+    for template in file.templates:
+        chat_jinja.check(template, file.name)
     with nullcontext() if options["verbose"] else engine.capture() as log:
         try:
             llm: Llama = module.Llama(model_path=str(file.path), **options)

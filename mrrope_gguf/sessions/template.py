@@ -50,7 +50,9 @@ class ChatTemplate:
         if not text:
             self.note = "the file has no chat template: messages are given as plain lines, 'User:' and 'Assistant:'"
             return None
-        engine.llama_cpp()
+        from .. import chat_jinja  # jinja2 comes with llama-cpp-python
+
+        chat_jinja.bind(engine.llama_cpp())
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         try:
