@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def test_a_restored_sequence_goes_on_bit_for_bit(llm: Any, tmp_path: Path) -> No
         assert decoder.n_past == 200
         found = np.concatenate([x.copy() for x in decoder.logits(tokens[200:])])
     assert np.array_equal(found, wanted)
-    assert [p.name for p in tmp_path.iterdir()] == ["s.state"]
+    assert {p.name for p in tmp_path.iterdir()} - {"key"} == {"s.state"}
 
 
 @pytest.mark.parametrize("trouble", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
@@ -58,17 +59,36 @@ def test_what_was_not_written_whole_is_gone(
         monkeypatch.setattr("mrrope_gguf.evals.snapshot.os.fsync", fail)
         with pytest.raises(type(trouble)):
             snapshot.save(decoder, tmp_path / "s.state")
-    assert [p.name for p in tmp_path.iterdir()] == ["s.state"]
+    assert {p.name for p in tmp_path.iterdir()} - {"key"} == {"s.state"}
     assert (tmp_path / "s.state").read_bytes() == b"old"
 
 
-def test_a_damaged_state_is_refused(llm: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["cut", "empty", "n_past", "state", "proof", "another user's"])
+def test_what_is_not_as_it_was_written_never_reaches_llama_cpp(
+    llm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    path = tmp_path / "s.state"
+    with Decoder(llm) as decoder:
+        list(decoder.logits([5, 6, 7], every=False))
+        snapshot.save(decoder, path)
+    data = bytearray(path.read_bytes())
+    if change == "another user's":
+        (tmp_path / "key").write_bytes(bytes(32))
+    else:
+        data[{"n_past": 0, "state": len(data) // 2, "proof": -1}.get(change, 0)] ^= 1
+    path.write_bytes({"cut": bytes(data[:-20]), "empty": b""}.get(change, bytes(data)))
+    with Decoder(llm) as decoder:
+        monkeypatch.setattr(decoder.api, "llama_state_seq_set_data", lambda *_: pytest.fail("it was read"))
+        with pytest.raises(EngineTrouble, match="not restored"):
+            snapshot.restore(decoder, path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_state_is_the_users_alone(llm: Any, tmp_path: Path) -> None:
     with Decoder(llm) as decoder:
         list(decoder.logits([5, 6, 7], every=False))
         snapshot.save(decoder, tmp_path / "s.state")
-    (tmp_path / "s.state").write_bytes((tmp_path / "s.state").read_bytes()[:-20])
-    with Decoder(llm) as decoder, pytest.raises(EngineTrouble, match="not restored"):
-        snapshot.restore(decoder, tmp_path / "s.state")
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {"s.state": 0o600, "key": 0o600}
 
 
 def test_needles_lie_between_sentences_of_prose(llm: Any) -> None:

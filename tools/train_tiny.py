@@ -126,7 +126,7 @@ def _resume(model: Retriever, optimizer: Any, path: Path | None) -> tuple[int, f
 
     if path is None or not path.exists():
         return 0, 0.0
-    state = torch.load(path)
+    state = torch.load(path, weights_only=True)
     model.restore(state["weights"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"]), float(state["seconds"])

@@ -66,9 +66,11 @@ class Host:
         self.sets_tables = engine.loaded_library().has_rope_table and self.facts.arch.hook
         self._llm: Llama | None = None
         self._file: _File | None = None
+        self.say: Callable[[str], object] = say or (lambda _: None)
         self._left: list[Path] = []  # folders of files in use that this system does not let go
-        if self._was_extended and say:
-            say(f"note: {self.name} is an extended file: it is measured from its original ({self.n_ctx_orig} tokens)")
+        if self._was_extended:
+            window = f"{self.n_ctx_orig} tokens"
+            self.say(f"note: {self.name} is an extended file: it is measured from its original ({window})")
 
     def check(self, ways: Iterable[Way]) -> None:
         """Raise what `switch` would raise for any of these ways, before anything is loaded.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import engine
+from ..aside import private_folder
 from ..errors import MrropeError
 from ..kernels import nll
 from ..meter import Meter, Span, size
@@ -197,6 +198,7 @@ class States:
         way = spec.way(task.way).at(task.length, host.n_ctx_orig).to_json(host.facts, force=spec.force)
         text = spec.text(task.text).sha256
         made = repr((spec.sha256, way, text, sorted(spec.options.items()), str(engine.loaded_library().path)))
+        self.say = host.say
         self.path = cache_dir() / "evals" / f"{hashlib.sha256(made.encode()).hexdigest()[:32]}.state"
 
     def save(self, decoder: Decoder) -> None:
@@ -204,7 +206,7 @@ class States:
         if decoder.api.llama_state_seq_get_size(decoder.ctx, 0) > STATE_LIMIT:
             return
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(self.path.parent)
             snapshot.save(decoder, self.path)
         except (OSError, MemoryError, MrropeError):
             self.remove()
@@ -219,7 +221,8 @@ class States:
             snapshot.restore(decoder, self.path)
         except OSError:
             return False
-        except MrropeError:
+        except MrropeError as error:
+            self.say(f"note: {error.what}: {error.why}")
             self.remove()
             decoder.clear()
             return False
@@ -227,5 +230,5 @@ class States:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-        for aside in Path(self.path.parent).glob(f"{self.path.stem}.[0-9]*"):
+        for aside in Path(self.path.parent).glob(f"{self.path.stem}.*.tmp"):
             aside.unlink(missing_ok=True)

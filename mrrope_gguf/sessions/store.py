@@ -22,21 +22,21 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..aside import NEW
 from ..errors import FileTrouble, Refused
-from ..gguf.copy import O_BINARY, sync_dir, sync_file, write_at
+from ..gguf.copy import O_BINARY, sync_dir
 from ..gguf.stage import delete, file_errors
 from ..paths import data_dir
 from ..text import printable
 from .entry import Damaged, Head, OtherVersion, check_state, read_head, seal
 from .fingerprint import Fingerprint
+from .key import user_key
 from .locks import try_lock
 
 LIMIT = "MRROPE_SESSIONS_MAX"
 DEFAULT_LIMIT = 10_000_000_000
 _STALE = 60.0  # seconds after which an unlocked temporary file is nobody's
-_KEY_BYTES = 32
 _SUFFIX = ".state"
-_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY
 
 Note = Callable[[str], object]
 
@@ -203,10 +203,10 @@ class Store:
             )
         temp = dst.with_name(f".{dst.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         try:
-            fd = os.open(temp, _NEW, 0o600)
+            fd = os.open(temp, NEW, 0o600)
         except FileNotFoundError:  # another process removed the folder, which was empty
             self._private(dst.parent)
-            fd = os.open(temp, _NEW, 0o600)
+            fd = os.open(temp, NEW, 0o600)
         try:
             try_lock(fd)  # says to others that it is not left over
             write(str(temp))
@@ -231,29 +231,7 @@ class Store:
             self.folder.chmod(0o700)
 
     def _key(self) -> bytes:
-        """The user's key, made where there is none. Of two processes that make one, the first wins."""
-        path = self.folder / "key"
-        with suppress(FileNotFoundError):
-            key = path.read_bytes()
-            if len(key) == _KEY_BYTES:
-                return key
-            delete(path)  # cut short by a full disk
-        self._private(self._states)
-        temp = path.with_name(f".key.{secrets.token_hex(4)}.tmp")
-        fd = os.open(temp, _NEW, 0o600)
-        try:
-            write_at(fd, secrets.token_bytes(_KEY_BYTES), 0)
-            sync_file(fd)
-        finally:
-            os.close(fd)
-        try:
-            os.link(temp, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without links
-            os.replace(temp, path)
-        delete(temp)
-        return path.read_bytes()
+        return user_key(self.folder)
 
     def _sweep(self) -> None:
         """Delete what killed processes left half written."""
