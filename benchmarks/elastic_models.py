@@ -1,8 +1,13 @@
-"""The two models of benchmarks.elastic, their weights widened to f16: the same values, and faster to read with."""
+"""The two models of benchmarks.elastic, their weights widened to f16: the same values, and faster to read with.
+
+`python -m benchmarks.elastic_models [smollm2] [gemma3]` makes those that are missing and prints their paths.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,3 +54,18 @@ def _widen(source: Path, target: Path) -> None:
     write.write_kv_data_to_file()
     write.write_tensors_to_file()
     write.close()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the models that are named, or all, and print their paths, one a line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.elastic_models", description="widen models to f16")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(MODELS)} (default: all)")
+    names = parser.parse_args(argv).names or list(MODELS)
+    if unknown := [name for name in names if name not in MODELS]:
+        parser.error(f"{unknown[0]}: no such model; there are {', '.join(MODELS)}")
+    for name in names:
+        print(widened(MODELS[name].resource))
+
+
+if __name__ == "__main__":
+    main()
