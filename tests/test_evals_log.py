@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mrrope_gguf.errors import BadFile
+from mrrope_gguf.evals import report_read
 from mrrope_gguf.evals.bootstrap import paired
 from mrrope_gguf.evals.runlog import RunLog
 
@@ -64,3 +67,40 @@ UNPAIRED: list[tuple[list[list[float]], list[list[float]]]] = [
 def test_unpaired_blocks_are_refused(ours: list[list[float]], theirs: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="the same blocks"):
         paired(ours, theirs)
+
+
+@pytest.mark.parametrize("change", ["value", "name", "space", "check", "no check", "another line's"])
+def test_a_line_that_was_changed_is_refused_by_its_number_and_nothing_is_lost(tmp_path: Path, change: str) -> None:
+    log = RunLog(tmp_path / "results.jsonl")
+    for name in ("a", "b", "c"):
+        log.add(name, {"task": "x", "way": "none", "length": 8, "score": 0.5})
+    lines = log.path.read_text().split("\n")
+    lines[1] = {
+        "value": lines[1].replace("0.5", "0.9"),
+        "name": lines[1].replace('"b"', '"d"'),
+        "space": lines[1].replace('"b", ', '"b",  '),
+        "check": lines[1][:-4] + ("00" if lines[1][-4:-2] != "00" else "11") + lines[1][-2:],
+        "no check": re.sub(', "check": "[0-9a-f]*"', "", lines[1]),
+        "another line's": lines[1][:-20] + lines[0][-20:],
+    }[change]
+    log.path.write_text("\n".join(lines))
+    before = log.path.read_bytes()
+    for read in (log.runs, lambda: report_read.read(tmp_path)):
+        with pytest.raises(BadFile, match=r"results\.jsonl: line 2 is not what was written") as caught:
+            read()
+        assert "delete line 2" in caught.value.fix
+    assert log.path.read_bytes() == before
+    log.path.write_text("\n".join([lines[0], *lines[2:]]))  # what the error says to do
+    assert list(log.runs()) == ["a", "c"]
+
+
+def test_a_log_from_before_there_were_checks_goes_on(tmp_path: Path) -> None:
+    log = RunLog(tmp_path / "runs.jsonl")
+    log.path.write_text('{"run": "a", "loss": 1}\n')
+    log.add("b", {"loss": 2})
+    with open(log.path, "a") as file:
+        file.write('{"run": "c", "loss": 3}\n')
+    assert log.runs() == {"a": {"loss": 1}, "b": {"loss": 2}, "c": {"loss": 3}}
+    log.path.write_text(log.path.read_text().replace('"loss": 2', '"loss": 9'))
+    with pytest.raises(BadFile, match="line 2"):
+        log.runs()

@@ -6,7 +6,6 @@ the file may come from someone else, and what a model said stands in it as it sa
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..errors import BadFile, FileTrouble
 from .identity import HEAD, head_of
+from .runlog import parse
 
 BLOCK = 256  # positions whose mean loss is one number
 NAME = "results.jsonl"
@@ -77,7 +77,8 @@ class Results:
 def read(directory: str | Path) -> Results:
     """The results in `directory`/results.jsonl; of runs with one name the first holds.
 
-    Raises FileTrouble if there is no such file or it cannot be read, BadFile if no line of it is a result.
+    Raises FileTrouble if there is no such file or it cannot be read, BadFile if no line of it is a result, or one was
+    changed since it was written.
     """
     path = Path(directory) / NAME
     try:
@@ -88,21 +89,16 @@ def read(directory: str | Path) -> Results:
             why=error.strerror or str(error),
             fix="name the folder that `mrrope eval ... --out DIR` wrote to",
         ) from None
-    lines = [line for line in data.decode("utf-8", "replace").split("\n") if line.strip("\0 \r\t")]
+    found, broken = parse(data, path)
     runs: dict[str, dict[str, Any]] = {}
-    broken = 0
-    for line in lines:
-        run = _parsed(line)
-        if run is None:
-            broken += 1
-        else:
-            runs.setdefault(run["run"], run)
+    for run in found:
+        runs.setdefault(run["run"], run)
     cells = {key: run for key, run in runs.items() if key != HEAD and not key.startswith(f"{HEAD}/")}
     results = _results(head_of(runs) or {}, cells, broken)
     if not (results.ppl or results.kl or results.answers or results.others):
         raise BadFile(
             f"{path}: no results to report",
-            why=f"it has {len(lines)} lines and not one finished result ({results.skipped} lines are no results)",
+            why=f"it has {len(found) + broken} lines and not one finished result ({results.skipped} are no results)",
             fix="let `mrrope eval ... --out DIR` finish a first cell",
         )
     return results
@@ -164,14 +160,6 @@ def _answer(key: str, task: str, run: Mapping[str, Any]) -> Answer:
         rouge1=_maybe(run.get("rouge1")), loss=_maybe(run.get("loss")), said=str(run.get("said") or ""),
         expected=tuple(map(str, expected)) if isinstance(expected, list) else (),
     )  # fmt: skip
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        run = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return run if isinstance(run, dict) and isinstance(run.get("run"), str) else None
 
 
 def _number(value: object) -> float:
