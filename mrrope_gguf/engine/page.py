@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrrope_gguf.aside import private_folder
 from mrrope_gguf.engine import store
 from mrrope_gguf.engine.cmake import stopped_with_us
 from mrrope_gguf.engine.pins import pin
@@ -68,7 +69,8 @@ def add_page(engine: store.Engine, source: Path | None, say: Say) -> Path | None
 def _add(engine: store.Engine, source: Path | None, say: Say) -> Path:
     work = pages_dir() / f".work-{engine.key}"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    private_folder(pages_dir())
+    work.mkdir()
     try:
         if source is None:
             unpack(fetch_sdist(pin(engine.pin), say), work / "tree")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mrrope_gguf.aside import private_folder
 from mrrope_gguf.engine.pins import Pin
 from mrrope_gguf.engine.store import sources_dir
 from mrrope_gguf.errors import EngineTrouble, FileTrouble
@@ -29,9 +30,10 @@ def fetch_sdist(pin: Pin, say: Say) -> Path:
         return path
     say(f"fetching llama-cpp-python {pin.release} (sources, about 75 MB) with pip")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            os.replace(_download(pin, Path(folder)), path)
+        with tempfile.TemporaryDirectory(dir=private_folder(path.parent)) as folder:
+            archive = _download(pin, Path(folder))
+            archive.chmod(0o600)
+            os.replace(archive, path)
     except OSError as error:
         raise FileTrouble(
             f"{path.parent}: cannot keep {pin.sdist} there",

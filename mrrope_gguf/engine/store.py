@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from mrrope_gguf.aside import private_folder
 from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.paths import cache_dir
 
@@ -133,8 +134,8 @@ def lock(key: str, *, wait: bool = True, waiting: Callable[[], None] = lambda: N
     """
     path = engines_dir() / f".{key}.lock"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
+        private_folder(path.parent)
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+b")
     except OSError as error:
         fix = "set MRROPE_CACHE to a folder that can be written"
         raise FileTrouble(f"{path.parent}: engines cannot be kept there", why=str(error), fix=fix) from error
