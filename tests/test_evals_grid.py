@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from mrrope_gguf.errors import Refused
 from mrrope_gguf.evals.grid import Cell, needle_grid
-from mrrope_gguf.evals.needles import INTRO, NEEDLE, NOISE, QUESTION
+from mrrope_gguf.evals.needles import INTRO, NEEDLE, NOISE, QUESTION, haystack
 from mrrope_gguf.evals.passes import TaskPass
 from mrrope_gguf.evals.retrieval import retrieval
 from mrrope_gguf.evals.tasks import sample_items
 from mrrope_gguf.evals.trie import Prompt, plan, run, shared
 from mrrope_gguf.model import load
 from tests import tiny
+from tests.eval_text import Bytes
 
 pytestmark = pytest.mark.engine
 
@@ -83,6 +85,27 @@ def test_what_follows_is_within_the_length(llm: Any) -> None:
     assert short.prompt(128).n_ctx <= 1000
     assert short.prompt(128).answer == short.answer
     assert text(llm, short.answer) == short.value
+
+
+def test_a_sentence_is_tokenised_once_for_all_lengths_and_seeds() -> None:
+    class Counting(Bytes):
+        metadata: ClassVar[dict[str, str]] = {}
+
+        def __init__(self) -> None:
+            self.read: Counter[bytes] = Counter()
+
+        def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+            self.read[text] += 1
+            return super().tokenize(text, add_bos, special)
+
+    llm = Counting()
+    for seed in (1, 2):
+        cells = needle_grid(llm, [2000, 4000], [0.5], prose=PROSE, seed=seed)
+        haystack(llm, 3000, ("amber",), seed, PROSE)
+        assert cells[0].tokens[: cells[0].position] == cells[1].tokens[: cells[0].position]
+    sentences = {text: n for text, n in llm.read.items() if b"of the stones lay" in text}
+    assert len(sentences) > 50
+    assert set(sentences.values()) == {1}
 
 
 def test_every_cell_has_a_needle_of_its_own(llm: Any) -> None:

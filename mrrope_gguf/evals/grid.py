@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate, cycle
 from typing import Any
 
-from .needles import INTRO, KEYS, NEEDLE, NOISE, QUESTION, tokens_of
+from .needles import INTRO, KEYS, NEEDLE, NOISE, QUESTION, sentence_tokens, tokens_of
 from .trie import Prompt
 
 # between sentences; the end of a sentence is where a needle may stand
@@ -88,10 +88,9 @@ def _cell(
 def _sentences(llm: Any, room: int, prose: str | None) -> list[list[int]]:
     """The first sentences, until one is past `room` tokens or the prose ends: a haystack's last one is then whole."""
     texts = ENDS.split(NOISE) if prose is None else ENDS.split(prose)
-    known = {text: tokens_of(llm, " " + text) for text in texts} if prose is None else {}
     found: list[list[int]] = []
     for text in cycle(texts) if prose is None else texts:
-        found.append(known.get(text) or tokens_of(llm, " " + " ".join(text.split())))
+        found.append(sentence_tokens(llm, text))
         room -= len(found[-1])
         if room < 0:
             break

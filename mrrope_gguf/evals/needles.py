@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..kernels import nll
 from ..progress import Progress
@@ -95,7 +96,7 @@ def _sentences(llm: Any, prose: str, room: int) -> list[list[int]]:
     """The first sentences of `prose` that fill `room` tokens, line breaks taken out. The last one may be cut."""
     found: list[list[int]] = []
     for sentence in re.split(r"(?<=[.!?])\s+", prose):
-        tokens = tokens_of(llm, " " + " ".join(sentence.split()))[:room]
+        tokens = sentence_tokens(llm, sentence)[:room]
         room -= len(tokens)
         found.append(tokens)
         if not room:
@@ -142,6 +143,18 @@ def _greedy(llm: Any, decoder: Decoder, logits: Any, n: int) -> str:
         said.append(token)
         (logits,) = decoder.logits([token], every=False)
     return str(llm.detokenize(said).decode("utf-8", errors="replace")).strip()
+
+
+# a haystack of each length and seed is made of the same sentences; a model that is gone takes its tokens along
+_known: WeakKeyDictionary[Any, dict[str, list[int]]] = WeakKeyDictionary()
+
+
+def sentence_tokens(llm: Any, sentence: str) -> list[int]:
+    """The tokens of a sentence within a text, line breaks taken out; each is read once. Not to be changed."""
+    known = _known.setdefault(llm, {})
+    if sentence not in known:
+        known[sentence] = tokens_of(llm, " " + " ".join(sentence.split()))
+    return known[sentence]
 
 
 def tokens_of(llm: Any, text: str, start: bool = False) -> list[int]:
