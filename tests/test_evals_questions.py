@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mrrope_gguf import texts as library
 from mrrope_gguf.errors import MrropeError, Refused
 from mrrope_gguf.evals import plans, tasks
 from mrrope_gguf.evals.passes import TaskPass
@@ -195,6 +196,19 @@ def test_names_hold_what_questions_depend_on(path: Path, tmp_path: Path) -> None
                     shared += key in known
                     assert known.setdefault(key, item.prompt.tokens) == item.prompt.tokens, key
     assert shared >= 5  # more samples of the same seed take the first ones over
+
+
+def test_essays_are_tagged(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of `mrrope texts` is in the public domain, a file of the user's that is called so is not known to be."""
+    monkeypatch.setenv("MRROPE_CACHE", str(tmp_path / "cache"))
+    fetched, own = library.TEXTS["voyage-out"].path, tmp_path / "voyage-out.txt"
+    fetched.parent.mkdir(parents=True)
+    monkeypatch.setattr(library, "save", lambda name, say=None: prose(fetched, 2000))
+    asked = {"tasks": ["niah_single_2", "fwe"], "samples": 1}
+    for given, tag in (("voyage-out", "pd"), (str(prose(own, 2000)), "user")):
+        runs = run(path, request("ruler", "none", (WINDOW,), texts=[given], **asked), tmp_path / tag)
+        found = {cell["task"]: cell.get("tags") for cell in cells(runs).values()}
+        assert found == {"ruler/niah_single_2": {"essay": tag, "text": "voyage-out"}, "ruler/fwe": None}
 
 
 def test_lengths_that_are_too_short(path: Path, tmp_path: Path) -> None:

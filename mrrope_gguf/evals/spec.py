@@ -31,6 +31,11 @@ class Text:
     path: str
     sha256: str
 
+    @property
+    def public_domain(self) -> bool:
+        """Whether it is one of `mrrope texts`, and not a file of the user's that is called so."""
+        return self.name in texts.TEXTS and Path(self.path) == texts.TEXTS[self.name].path.resolve()
+
     def read(self) -> str:
         """Raises FileTrouble if it cannot be read, Refused if it is not what it was."""
         words = read_text(Path(self.path))

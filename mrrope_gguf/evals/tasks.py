@@ -6,8 +6,8 @@ longbench/FILE. The same question is put to every way: what is drawn depends on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -35,7 +35,10 @@ GENERATE = 16  # tokens of a needle's answer: seven digits, each a token at wors
 
 @dataclass(frozen=True)
 class Item:
-    """One question. sample: its name among those of its length; depth: per cent of the text before the needle."""
+    """One question. sample: its name among those of its length; depth: per cent of the text before the needle.
+
+    tags: what must be named with the score, such as whose essay it is.
+    """
 
     sample: str
     length: int
@@ -44,6 +47,7 @@ class Item:
     references: tuple[str, ...]
     metric: str
     depth: float | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def result(self, task: str, way: str, said: Said, text: str) -> Result:
         """What the log keeps of an answer, by the schema that `mrrope report` reads."""
@@ -53,7 +57,7 @@ class Item:
             "tokens": len(self.prompt.tokens), "score": round(score, 6), "exact": score == 1.0,
             "rouge1": round(max(rouge1_recall(text, each) for each in self.references), 6),
             "loss": round(sum(said.losses) / len(said.losses), 6) if said.losses else None,
-            "said": text, "expected": list(self.references),
+            "said": text, "expected": list(self.references), **({"tags": dict(self.tags)} if self.tags else {}),
         }  # fmt: skip
 
 
@@ -141,7 +145,7 @@ def _ruler(llm: Any, spec: Spec, task: TaskPass, name: str, length: int) -> Iter
     prose = asked = None
     if needs == "essay" and spec.texts:
         first = spec.texts[0]
-        prose = _essay(first.name, first.read())
+        prose = _essay(first.name, first.read(), "pd" if first.public_domain else "user")
     elif needs == "essay":
         raise MrropeError(f"ruler/{name}: hides its needles in prose", why="no text was named", fix="--text voyage-out")
     if needs == "documents":
@@ -157,8 +161,8 @@ def documents(spec: Spec, name: str) -> ruler_qa.Documents | None:
 
 
 @lru_cache(maxsize=2)
-def _essay(name: str, text: str) -> Any:
-    return essay(text, name=name)
+def _essay(name: str, text: str, tag: str) -> Any:
+    return essay(text, name=name, tag=tag)
 
 
 def _file(llm: Any, spec: Spec, family: str, name: str, length: int, n: int) -> Iterator[Sample]:
@@ -177,7 +181,7 @@ def sample_items(llm: Any, task: TaskPass, samples: Iterator[Sample]) -> Iterato
         depth = round(100 * sample.positions[0] / sample.n_prompt, 1) if len(sample.positions) == 1 else None
         yield Item(
             f"{sample.index}{task.tag}", sample.length, sample.seed, prompt, sample.references, sample.metric,
-            depth if task.task != "ruler/vt" else None,
+            depth if task.task != "ruler/vt" else None, sample.tags,
         )  # fmt: skip
 
 
