@@ -16,7 +16,7 @@ from .facts import LONG, ROPE_FREQS, SHORT, RopeFacts, rope_facts
 from .gguf.edit import Edit
 from .gguf.source import Source
 from .gguf.types import F32
-from .naming import default_path
+from .naming import default_path, in_hub_cache
 from .progress import Progress
 from .tables import DEFAULT_METHOD, RopeTable, default_attn_factor, rescale, rope_table, stored_factors, to_float32
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Wish = Literal["auto", "portable", "engine"]
 
 _MAX_CTX = 2**31 - 1  # llama.cpp counts positions in int32
+ELSEWHERE = "in the current folder: nothing is written into the Hub's cache"
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Extended:
     replaced: bool  # the source was an extended file: its table was replaced, not stacked on
     keys: tuple[str, ...]  # metadata keys set or changed
     written: WriteReport | None
+    elsewhere: str = ""  # why `path` is not beside the source, where nobody said so
 
 
 def extend(
@@ -81,7 +83,8 @@ def extend(
     """Write a GGUF that remembers `scale` times as many tokens (or `n_ctx` of them).
 
     path: a GGUF file, or any shard of a split one. Already extended: its table is replaced, never stacked.
-    dst: the new file; by default beside `path`, named by GGUF's convention with ContextLengthNk.
+    dst: the new file; by default beside `path` (of the Hub's cache: in the current folder), named by GGUF's convention
+    with ContextLengthNk.
     radix: a JSON file holding a table of one's own (see radix_file); its method is `custom`.
     rendering: "auto" is portable where the stock loader reads factors, else engine; "portable" also re-expresses.
     elastic: lets the patched engine grow the scale with the conversation; a stock library ignores it.
@@ -106,6 +109,7 @@ def extend(
         return Extended(
             shard, written.path if written else out, found.arch.name, target, table, how, keep_elastic,
             source.was_extended, tuple(edit.keys_set), written,
+            ELSEWHERE if in_hub_cache(shard) and not in_place and dst is None else "",
         )  # fmt: skip
 
 

@@ -44,5 +44,19 @@ def with_context(text: str, n_ctx: int) -> str:
 
 
 def default_path(source: Path, n_ctx: int) -> Path:
-    """Where `extend` writes when no DST is given: beside the source, its name with the new context."""
-    return source.with_name(with_context(source.stem, n_ctx) + source.suffix)
+    """Where `extend` writes when no DST is given: beside the source, its name with the new context.
+
+    The Hub's cache belongs to the Hub's programs, which delete what they do not know: from there, the current folder.
+    """
+    name = with_context(source.stem, n_ctx) + source.suffix
+    return Path.cwd() / name if in_hub_cache(source) else source.with_name(name)
+
+
+def in_hub_cache(path: Path) -> bool:
+    """Whether a path leads through the cache that the Hub's programs share: models--USER--NAME/snapshots/REVISION/...
+
+    >>> in_hub_cache(Path("/c/models--user--m/snapshots/1f/Q8_0/m.gguf")), in_hub_cache(Path("/models--a/m.gguf"))
+    (True, False)
+    """
+    parents = path.absolute().parents
+    return any(folder.name == "snapshots" and folder.parent.name.startswith("models--") for folder in parents)

@@ -230,13 +230,35 @@ def test_without_network_the_cache_serves(hub: Hub, monkeypatch: pytest.MonkeyPa
     assert cached("user/none") == {}
 
 
+@pytest.mark.parametrize("name", [f"{QUANTS}:q8_0", SPLIT])
+def test_extend_writes_nothing_into_the_cache(
+    hub: Hub, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mrrope_gguf.extend import ELSEWHERE, extend
+
+    found = fetch(name)
+    before = sorted(found.path.parent.iterdir())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    would, done = extend(found.path, scale=4, dry_run=True), extend(found.path, scale=4)
+    assert would.elsewhere == done.elsewhere == ELSEWHERE
+    assert would.path == done.path
+    assert done.path.parent == tmp_path / "here"
+    assert len(list((tmp_path / "here").iterdir())) == len(found.files)
+    assert sorted(found.path.parent.iterdir()) == before
+    # a DST is where the user wants it, and a link of one's own is no part of the cache
+    assert extend(found.path, tmp_path / "x.gguf", scale=4).elsewhere == ""
+    if name != SPLIT:
+        (tmp_path / "mine.gguf").symlink_to(found.path)
+        mine = extend(tmp_path / "mine.gguf", scale=4)
+        assert (mine.path.parent, mine.elsewhere) == (tmp_path, "")
+
+
 def test_an_extended_file_in_the_cache_is_not_the_hubs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     from mrrope_gguf.extend import extend
 
     found = fetch(f"{QUANTS}:q8_0")
-    written = extend(found.path, scale=4).path
-    assert written.name == "m-ContextLength256-Q8_0.gguf"
-    assert written.parent == found.path.parent
+    extend(found.path, found.path.with_name("m-ContextLength256-Q8_0.gguf"), scale=4)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert fetch(f"{QUANTS}:q8_0") == found
     assert list(cached(QUANTS)) == ["m-Q8_0.gguf"]

@@ -193,7 +193,8 @@ def _extend(there: Target, needs: NeedsExtending, talk: Talk) -> Target:
         if not talk.yes(f"{printable(would.path.name)} is there already. Take it?"):
             raise needs
         return target.read(would.path)
-    if not talk.yes(f"Extend it now? It writes {printable(would.path.name)} beside it, and leaves the original."):
+    where = "into the current folder" if would.elsewhere else "beside it"
+    if not talk.yes(f"Extend it now? It writes {printable(would.path.name)} {where}, and leaves the original."):
         raise needs
     with Bar("copying", ("MB", 1e6)) as bar:
         done = extend(there.path, n_ctx=needs.n_ctx, method=needs.method, progress=bar)
