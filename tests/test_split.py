@@ -95,6 +95,22 @@ def test_one_existing_shard_is_enough_to_refuse(tmp_path: Path) -> None:
     assert len(left_in(tmp_path)) == 4
 
 
+def test_shards_linked_once_are_linked_again_under_force(tmp_path: Path) -> None:
+    """The untouched shards of the result are the source's own, which is no reason to refuse."""
+    shards = split_model(tmp_path)
+    before = hashes(shards)
+    write_extension(shards[0], tmp_path / "new.gguf")
+    with pytest.raises(FileTrouble, match="exists"):
+        write_extension(shards[0], tmp_path / "new.gguf")
+    again = open_split(write_extension(shards[0], tmp_path / "new.gguf", force=True, tensor=False).path)
+    revert(again[0], tmp_path / "back.gguf")
+    back = open_split(revert(again[0], tmp_path / "back.gguf", force=True).path)
+    assert hashes(back) == hashes(shards) == before
+    assert left_in(tmp_path) == {path.name for path in [*shards, *again, *back]}
+    with pytest.raises(FileTrouble, match="the same file"):
+        write_extension(shards[0], shards[0], force=True)
+
+
 @pytest.mark.parametrize("name", [".", "folder"])
 def test_a_directory_is_no_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     shards = split_model(tmp_path)

@@ -19,6 +19,7 @@ from mrrope_gguf.gguf.stage import (
     Staged,
     delete,
     file_errors,
+    is_another_name,
     publish,
     require_no_directory,
     require_writable_name,
@@ -68,8 +69,9 @@ def make_shards(
     """All shards of a new model, from `shards`, the pieces of each; `check` sees the index of the first."""
     require_no_directory(dst)
     names = shard_names(dst, len(source.shards))
-    for src, name in zip(source.shards, names, strict=True):
-        require_writable_name(src, name, force)
+    for src, pieces, name in zip(source.shards, shards, names, strict=True):
+        if not (force and _untouched(src, pieces) and is_another_name(src, name)):
+            require_writable_name(src, name, force)
     jobs = list(zip(source.shards, shards, names, strict=True))
     staged = stage_shards(source, jobs, progress=progress, check=check)
     publish_all(staged, force=force)
@@ -83,8 +85,7 @@ def stage_shards(
     out: list[Staged] = []
     with ExitStack() as undo:
         for src, pieces, name in jobs:
-            untouched = pieces == [Span(0, os.stat(src).st_size)]
-            one = _link(src, name) if untouched else None
+            one = _link(src, name) if _untouched(src, pieces) else None
             if one is None:
                 seen = same_index(source.shard_index(src)) if src != source.path else check
                 one = stage(src, pieces, name, progress=progress, check=seen)
@@ -93,6 +94,10 @@ def stage_shards(
             out.append(one)
         undo.pop_all()
     return out
+
+
+def _untouched(src: Path, pieces: list[Piece]) -> bool:
+    return pieces == [Span(0, os.stat(src).st_size)]
 
 
 def _link(src: Path, name: Path) -> Staged | None:

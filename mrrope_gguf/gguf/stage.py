@@ -8,12 +8,13 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Copier, clone_range, sync_dir, sync_file
 from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
+from mrrope_gguf.gguf.leftover import lock, still_named
 from mrrope_gguf.gguf.names import journal_path, temp_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 from mrrope_gguf.progress import Progress
@@ -50,15 +51,24 @@ def _trouble(path: Path, doing: str, error: OSError) -> FileTrouble:
 
 @dataclass
 class Staged:
-    """A finished temp file beside the place it is meant for."""
+    """A finished temp file beside the place it is meant for. `held`: it open and locked, which others' sweeps heed."""
 
     temp: Path
     dst: Path
     how: str
     copied: int
+    held: int = field(default=-1, repr=False)
 
     def discard(self) -> None:
         delete(self.temp)
+        self.release()
+
+    def release(self) -> None:
+        """It has its name, or is gone: give up the lock."""
+        held, self.held = self.held, -1
+        if held >= 0:
+            with suppress(OSError):
+                os.close(held)
 
 
 def delete(path: Path) -> None:
@@ -86,32 +96,38 @@ def stage(
 
     It has the mode of `src`. Nothing is left on any error. None, with `must_clone`, where blocks cannot be shared.
     """
-    temp = temp_path(dst)
+    staged = Staged(temp_path(dst), dst, "", 0)
     try:
-        with file_errors(src, "read"):
-            source = os.open(src, os.O_RDONLY | O_BINARY)
-        try:
-            with file_errors(dst):
-                done = _write_temp(source, src, temp, pieces, dst, progress, must_clone)
-        finally:
-            os.close(source)
+        with file_errors(src, "read"), _opened(src) as source, file_errors(dst):
+            done = _write_temp(source, src, staged, pieces, progress, must_clone)
         if done is None:
-            delete(temp)
+            staged.discard()
             return None
         if check is not None:
-            with open_gguf(temp) as index:
+            with open_gguf(staged.temp) as index:
                 check(index)
     except BaseException:
-        delete(temp)
+        staged.discard()
         raise
-    return Staged(temp, dst, done.how, done.copied)
+    staged.how, staged.copied = done.how, done.copied
+    return staged
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY | O_BINARY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _write_temp(
-    source: int, src: Path, temp: Path, pieces: list[Piece], dst: Path, progress: Progress | None, must_clone: bool
+    source: int, src: Path, staged: Staged, pieces: list[Piece], progress: Progress | None, must_clone: bool
 ) -> Copier | None:
-    whole = _clone_file(source, src, temp, pieces)
-    fd = os.open(temp, os.O_RDWR | O_BINARY | (0 if whole else os.O_CREAT | os.O_EXCL), 0o600)
+    whole = _clone_file(source, src, staged.temp, pieces)
+    fd = staged.held = _open_temp(staged, whole)
+    temp, dst = staged.temp, staged.dst
     try:
         clones = not whole and os.fstat(source).st_size >= BLOCK and clone_range(source, 0, BLOCK, fd, 0)
         if must_clone and not (clones or whole):
@@ -125,8 +141,20 @@ def _write_temp(
         os.chmod(temp, stat.S_IMODE(os.fstat(source).st_mode))
         sync_file(fd)
     finally:
-        os.close(fd)
+        if sys.platform == "win32":
+            staged.release()  # an open file gets no other name there
     return copier
+
+
+def _open_temp(staged: Staged, whole: bool) -> int:
+    """The temp file, new unless it is `whole` already, open and locked."""
+    while True:
+        fd = os.open(staged.temp, os.O_RDWR | O_BINARY | (0 if whole else os.O_CREAT | os.O_EXCL), 0o600)
+        lock(fd, wait=True)
+        if whole or sys.platform == "win32" or still_named(fd, staged.temp):
+            return fd
+        os.close(fd)  # another process took it for left over before it was locked
+        staged.temp = temp_path(staged.dst)
 
 
 def _clone_file(source: int, src: Path, temp: Path, pieces: list[Piece]) -> bool:
@@ -207,12 +235,19 @@ def _require_name(src: Path, dst: Path, force: bool) -> None:
         )
 
 
+def is_another_name(src: Path, dst: Path) -> bool:
+    """Whether `dst` is a hard link of the file `src`, under another name: what linking an untouched shard leaves."""
+    return dst.is_file() and os.path.samefile(src, dst) and dst.resolve() != src.resolve()
+
+
 def exists(dst: Path) -> FileTrouble:
     return FileTrouble(f"{dst}: the file exists", why="it is not overwritten", fix="give another name, or use --force")
 
 
 def publish(staged: Staged, *, force: bool) -> None:
     """Give a staged file its name, at once and for good. Without `force` a file that appeared meanwhile is kept."""
+    if sys.platform == "win32":
+        staged.release()
     try:
         with file_errors(staged.dst):
             if force:
@@ -223,6 +258,7 @@ def publish(staged: Staged, *, force: bool) -> None:
     except BaseException:
         staged.discard()
         raise
+    staged.release()
 
 
 def _publish_new(temp: Path, dst: Path) -> None:
