@@ -101,7 +101,7 @@ def dims(index: GGUFIndex) -> Dims:
 
 def _n_vocab(index: GGUFIndex) -> int:
     for name in ("output.weight", "token_embd.weight"):
-        if name in index.tensors:
+        if name in index.tensors and index.tensors[name].dims:
             return index.tensors[name].dims[-1]
     tokens = index.find("tokenizer.ggml.tokens")
     return tokens.count if tokens else 0

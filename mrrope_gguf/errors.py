@@ -31,10 +31,10 @@ class MrropeError(Exception):
 
 
 class BadFile(MrropeError):
-    """The bytes are not a GGUF that llama.cpp would read; `offset` and `field` say where it breaks."""
+    """The bytes are not a GGUF that llama.cpp would read; `offset` and `field`, which `why` begins with, say where."""
 
     def __init__(self, what: str, *, why: str = "", fix: str = "", offset: int = 0, field: str = "") -> None:
-        super().__init__(what, why=why, fix=fix)
+        super().__init__(what, why=f"{field} at byte {offset}: {why}" if field else why, fix=fix)
         self.offset = offset
         self.field = field
 

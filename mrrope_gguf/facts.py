@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
+from . import limits
 from .architectures import Arch
 from .errors import BadFile, Refused
 from .gguf.index import GGUFIndex
@@ -21,7 +22,6 @@ from .text import printable
 ROPE_FREQS = "rope_freqs.weight"
 LONG, SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 SCALING_TYPES = ("none", "linear", "yarn", "longrope")  # any other aborts the process that loads the file
-MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _F32 = 0
 # their graphs ask for the n_rot of each layer; the others use the first layer's for all
 _N_ROT_PER_LAYER = frozenset(("gemma4", "gemma4-assistant", "maple", "spark2_5", "step35"))
@@ -190,20 +190,27 @@ def read_mrrope(header: Header) -> dict[str, Any] | None:
     words = [key.removeprefix(prefix) for key in header.index.kvs if key.startswith(prefix)]
     if "version" not in words:
         return None
-    kept = {word: header.index.get(prefix + word) for word in words if word not in ("undo", "padding")}
+    kept = {
+        word: header.index.get(prefix + word, most=limits.MAX_ROT)  # a longer array is wrong by its length
+        for word in words
+        if word not in ("undo", "padding")
+    }
     return {**kept, "undo": "undo" in words}
 
 
 def _layer_count(header: Header) -> int:
-    if not 0 < header.u32("block_count", 0) <= MAX_LAYERS or not 0 < count_layers(header) <= MAX_LAYERS:
-        raise _bad(header, "block_count", f"between 1 and {MAX_LAYERS} layers")
+    most = limits.MAX_LAYERS
+    if not 0 < header.u32("block_count", 0) <= most or not 0 < count_layers(header) <= most:
+        raise _bad(header, "block_count", f"between 1 and {most} layers")
+    if name := limits.broken(header, header.u32("block_count", 0)):
+        raise _bad(header, *name)
     return count_layers(header)
 
 
 def _context_length(header: Header) -> int:
     n_ctx = header.u32("context_length", 0)
-    if n_ctx == 0:
-        raise _bad(header, "context_length", "the number of tokens the model was trained on")
+    if not 0 < n_ctx <= limits.MAX_CTX:
+        raise _bad(header, "context_length", f"the number of tokens the model was trained on, at most {limits.MAX_CTX}")
     return n_ctx
 
 
@@ -339,8 +346,9 @@ def _check(header: Header, facts: RopeFacts) -> None:
     """Raises BadFile for numbers no RoPE can have."""
     if facts.arch.rope == "none":
         return
-    if facts.n_rot % 2 or facts.n_rot > facts.head_dim:
-        raise _bad(header, "rope.dimension_count", f"an even number up to the head's {facts.head_dim}")
+    if facts.n_rot % 2 or facts.n_rot > min(facts.head_dim, limits.MAX_ROT):
+        most = min(facts.head_dim, limits.MAX_ROT)
+        raise _bad(header, "rope.dimension_count", f"an even number up to the head's {facts.head_dim}, at most {most}")
     if header.arch in _MUST_ROTATE_WHOLE_HEAD and facts.n_rot != facts.head_dim:
         raise _bad(header, "rope.dimension_count", f"{facts.head_dim}, the whole head, for this architecture")
     if not (isfinite(facts.freq_base) and facts.freq_base > 1.0):

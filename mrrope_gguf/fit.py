@@ -9,6 +9,7 @@ from typing import Any
 
 from mrrope_gguf.compute_buffer import Dims, dims
 from mrrope_gguf.errors import Refused
+from mrrope_gguf.facts import read_facts
 from mrrope_gguf.gguf.index import open_gguf, open_split
 from mrrope_gguf.gguf.source import require_no_journal
 from mrrope_gguf.kvcache import PAD, Cache, Memory, Setting, memory
@@ -184,7 +185,7 @@ def read_model(path: str | os.PathLike[str]) -> Model:
         with open_gguf(shard) as index:
             weights += sum(tensor.nbytes for tensor in index.tensors.values())
     with open_gguf(shards[0]) as index:
-        n_ctx_train = index.get(f"{index.arch}.context_length", 0)
+        n_ctx_train = read_facts(index).n_ctx_train  # its checks too: nothing below loops over an unchecked number
         return Model(shards[0], index.arch, n_ctx_train, weights, memory(index), dims(index))
 
 

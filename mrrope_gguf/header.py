@@ -56,7 +56,7 @@ class Header:
             return None
         if kv.item_type not in _INTEGERS:
             raise self._wrong(kv, "an array of u32, i32 or bool")
-        values = [int(value) for value in self.index.get(kv.key)[:n]]
+        values = [int(value) for value in self.index.get(kv.key, most=n)]
         return tuple(values + [0] * (n - len(values)))
 
     def _find(self, name: str) -> KV | None:

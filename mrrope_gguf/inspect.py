@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,9 @@ from .text import printable
 from .verdicts import Verdicts, verdicts
 
 SCHEMA = 1
+# what the searches for a bound and a base may take: under a second or two, whatever a header claims
+_COSINES = LIMIT * 128
+_MOST_SEARCHED = 1 << 22
 # llama_ftype: the quantisation a file was made with, by the number in general.file_type
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
@@ -194,7 +197,7 @@ def _file_facts(index: GGUFIndex, shards: list[Path]) -> FileFacts:
     types: Counter[str] = Counter()
     for tensor in tensors:
         types[GGML_TYPES[tensor.type].name] += tensor.nbytes
-    file_type = index.get("general.file_type")
+    file_type = index.get("general.file_type", most=0)
     guessed = max(types, key=lambda name: types[name], default="none").upper()
     return FileFacts(
         name=index.path.name,
@@ -213,7 +216,7 @@ def _file_facts(index: GGUFIndex, shards: list[Path]) -> FileFacts:
 
 
 def _text(index: GGUFIndex, key: str) -> str | None:
-    value = index.get(key)
+    value = index.get(key, most=0)
     return value if isinstance(value, str) else None
 
 
@@ -231,13 +234,15 @@ def _plain_table(facts: RopeFacts) -> RopeTable | None:
 
 
 def _reach(facts: RopeFacts, table: RopeTable) -> Reach | None:
+    pairs = facts.n_rot // 2
+    limit = min(LIMIT, _COSINES // pairs)
     try:
-        found = bound(table)
+        found = bound(table, limit)
     except ValueError:  # a base near 1 or a hand-made table can turn faster than the search allows
         return None
-    n_ctx = min(facts.n_ctx_train, 2**31)
-    base = min_base(n_ctx, facts.n_rot)
-    return Reach(found, LIMIT, n_ctx, base if isfinite(base) else None)
+    affordable = facts.n_ctx_train <= _MOST_SEARCHED and facts.n_ctx_train * pairs <= _COSINES
+    base = min_base(facts.n_ctx_train, facts.n_rot) if affordable else inf
+    return Reach(found, limit, facts.n_ctx_train, base if isfinite(base) else None)
 
 
 def _warnings(index: GGUFIndex, facts: RopeFacts, stored: StoredTable | None) -> list[str]:

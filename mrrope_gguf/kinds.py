@@ -25,14 +25,14 @@ def known_architecture(index: GGUFIndex) -> Arch:
 
 def _foreign(index: GGUFIndex, name: str) -> Refused | None:
     """The refusal for a GGUF that is not the (first part of the) model itself."""
-    part, kind = index.get("split.no"), index.get("general.type")
+    part, kind = index.get("split.no", most=0), index.get("general.type", most=0)
     if isinstance(part, int) and part > 0 and index.find("general.architecture") is None:
         return Refused(
             f"{name}: part {part + 1} of a split model of {index.get('split.count', '?')} files",
             why="only the first part holds the model's metadata",
             fix="name the first file, the one that ends in -00001-of-...",
         )
-    if index.get("general.architecture") == "clip":
+    if index.get("general.architecture", most=0) == "clip":
         kind = "mmproj"
     other = _OTHER_KINDS.get(kind) if isinstance(kind, str) else None
     return Refused(f"{name}: {other[0]}", why=other[1], fix=other[2]) if other else None

@@ -81,7 +81,8 @@ def write_provenance(edit: Edit, index: GGUFIndex, table: RopeTable, n_ctx: int)
         f"{name} with its context extended from {context_label(table.n_ctx_orig)} to {label} tokens by "
         f"{table.method} (S = {table.scale:g}), without training. Weights unchanged.",
     )
-    tags = [str(tag) for tag in index.get("general.tags") or []]
+    held = index.get("general.tags")
+    tags = [str(tag) for tag in held] if isinstance(held, list) else []
     tags += [tag for tag in _TAGS if tag not in tags]
     edit.set("general.tags", ValueType.ARRAY, tags, ValueType.STRING)
     edit.remove("general.uuid")

@@ -177,7 +177,7 @@ def _factor_warnings(index: GGUFIndex, table: RopeTable, rendering: str) -> list
         return []
     tensor = index.tensors[name]
     half = table.n_rot // 2
-    if tensor.type != F32 or tensor.dims[0] < half:
+    if tensor.type != F32 or tensor.nbytes < 4 * half:
         return [f"{name} has the wrong type or length: stock llama.cpp cannot load this file"]
     held = struct.unpack_from(f"<{half}f", index.tensor_bytes(name))
     wanted = stored_factors(table.radix_values, table.base_factors, table.lead)

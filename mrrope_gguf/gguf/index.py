@@ -18,9 +18,11 @@ from typing import Any
 from mrrope_gguf import _native
 from mrrope_gguf.errors import BadFile, FileTrouble
 from mrrope_gguf.gguf.types import STRUCT_CODES, ValueType
+from mrrope_gguf.text import printable
 
 Bytes = bytes | bytearray | memoryview | mmap.mmap
 VALUE_TYPES = tuple(ValueType)
+_MOST_ITEMS = 1 << 22  # a list of more would take hundreds of megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +108,15 @@ class GGUFIndex:
         """The record llama.cpp would find under `key`."""
         return self._found.get(key)
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value llama.cpp would find under `key`, decoded now: int, float, bool, str or a list of them."""
+    def get(self, key: str, default: Any = None, *, most: int | None = None) -> Any:
+        """The value llama.cpp would find under `key`, decoded now: int, float, bool, str or a list of them.
+
+        most: the first so many elements of an array are enough. Raises BadFile for an array too long to be decoded.
+        """
         kv = self.find(key)
         if kv is None:
             return default
-        return self._items(kv) if kv.type is ValueType.ARRAY else self._values(kv.type, kv.value, 1)[0]
+        return self._items(kv, most) if kv.type is ValueType.ARRAY else self._values(kv.type, kv.value, 1)[0]
 
     @property
     def arch(self) -> str:
@@ -120,7 +125,7 @@ class GGUFIndex:
         if kv is None or kv.type is not ValueType.STRING:
             raise BadFile(
                 f"{self.path.name}: the file does not say which architecture its model has",
-                why=f"general.architecture is {'missing' if kv is None else f'{kv.type.name}, expected STRING'}",
+                why="it is missing" if kv is None else f"it is {kv.type.name}, expected STRING",
                 fix="convert the model again with llama.cpp's converter",
                 offset=self.infos_start if kv is None else kv.start,
                 field="general.architecture",
@@ -161,9 +166,19 @@ class GGUFIndex:
     def _text(self, start: int, length: int) -> str:
         return str(self._view[start : start + length], "utf-8", "surrogateescape")
 
-    def _items(self, kv: KV) -> list[Any]:
+    def _items(self, kv: KV, most: int | None) -> list[Any]:
         assert kv.item_type is not None  # an array has one
-        return self._values(kv.item_type, kv.value, kv.count)
+        count = kv.count if most is None else min(kv.count, most)
+        if count > _MOST_ITEMS:
+            field = printable(kv.key)
+            raise BadFile(
+                f"{printable(self.path.name)}: {field} is an array too long to be read",
+                why=f"{count} elements, at most {_MOST_ITEMS}; the largest vocabularies have a million",
+                fix="download the file again",
+                offset=kv.start,
+                field=field,
+            )
+        return self._values(kv.item_type, kv.value, count)
 
     def _values(self, kind: ValueType, at: int, count: int) -> list[Any]:
         if kind is ValueType.STRING:
@@ -218,7 +233,7 @@ def _scan(buffer: Bytes, path: Path, size: int) -> _native.GGUFHeader:
         why, fix = "it is the pointer that Git LFS leaves in place of a file", "`git lfs pull`"
     raise BadFile(
         f"{path.name}: {what}",
-        why=f"{field} at byte {offset}: {why}",
+        why=why,
         fix=fix or "download the file again",
         offset=offset,
         field=field,
@@ -316,7 +331,7 @@ def _bad_shard(index: GGUFIndex, key: str, why: str) -> BadFile:
     kv = index.find(key)
     return BadFile(
         f"{index.path.name}: this is not the shard of a split model that its name says",
-        why=f"{key}: {why}",
+        why=why,
         fix="download all shards again",
         offset=index.infos_start if kv is None else kv.value,
         field=key,

@@ -12,8 +12,7 @@ from mrrope_gguf.gguf.copy import read_pieces
 from mrrope_gguf.gguf.index import Bytes, GGUFIndex, open_gguf, open_split, require_regular
 from mrrope_gguf.gguf.names import journal_path
 from mrrope_gguf.gguf.pieces import Layout, Piece, Span
-from mrrope_gguf.gguf.types import ValueType
-from mrrope_gguf.gguf.undo import Undo, damaged, data_pieces, decode, original_layout, prefix_end, undo_key
+from mrrope_gguf.gguf.undo import Undo, damaged, data_pieces, decode, original_layout, prefix_end
 
 
 class Source:
@@ -26,7 +25,7 @@ class Source:
 
     def __init__(self, path: Path, shards: list[Path], current: GGUFIndex) -> None:
         self.path, self.shards, self.current = path, shards, current
-        self.undo = _undo_of(current)
+        self.undo = decode(current)
         self.was_extended = self.undo is not None
         self._shard_indexes: dict[Path, GGUFIndex] = {path: current}
         if self.undo is None:
@@ -45,7 +44,7 @@ class Source:
         path = Path(path)
         require_no_journal(path)  # a header half written would be called malformed
         current, shards = open_gguf(path), [path]
-        if "split.count" in current.kvs:
+        if current.find("split.count") is not None:
             current.close()
             shards = open_split(path)
             for shard in shards:
@@ -111,11 +110,11 @@ class Source:
     def _rebuilt(self, undo: Undo, header_size: int) -> GGUFIndex:
         header = self._read(self.layout.slice(0, header_size))
         if hashlib.sha256(header).hexdigest() != undo.sha256:
-            raise damaged(self.path.name, "the header it makes has another sha256 than the original's")
+            raise damaged(self.current, "the header it makes has another sha256 than the original's")
         try:
             return _OriginalIndex(header, self)
         except BadFile as error:
-            raise damaged(self.path.name, error.what) from None
+            raise damaged(self.current, error.what) from None
 
 
 class _OriginalIndex(GGUFIndex):
@@ -140,13 +139,3 @@ def require_no_journal(path: Path) -> None:
             why=f"{journal_path(path).name} beside it holds what it overwrote",
             fix=f"`mrrope revert {path}` brings the original back whole",
         )
-
-
-def _undo_of(index: GGUFIndex) -> Undo | None:
-    arch = index.get("general.architecture")
-    kv = index.find(undo_key(arch)) if isinstance(arch, str) else None
-    if kv is None:
-        return None
-    if kv.type is not ValueType.STRING:
-        raise damaged(index.path.name, f"it is {kv.type.name}, expected STRING")
-    return decode(index.get(kv.key), index.path.name)

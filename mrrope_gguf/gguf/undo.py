@@ -21,10 +21,12 @@ from typing import Any
 from mrrope_gguf.errors import BadFile, Refused
 from mrrope_gguf.gguf.index import KV, GGUFIndex, Tensor
 from mrrope_gguf.gguf.pieces import Layout, Piece, Rows, Span
-from mrrope_gguf.gguf.types import padded
+from mrrope_gguf.gguf.types import ValueType, padded
 
 VERSION = 1
-MAX_BYTES = 64 << 20  # of a decompressed record: metadata that was replaced, never a vocabulary
+MAX_BYTES = 16 << 20  # of a decompressed record: metadata that was replaced, never a vocabulary
+MAX_RULES = 1 << 20  # of its JSON, which counts records and layers in ranges
+MAX_HEAD = 1 << 16  # rows of a head
 COPY, RENAME, LITERAL = 0, 1, 2
 
 
@@ -44,7 +46,8 @@ class RowPermutation:
     def __post_init__(self) -> None:
         if self.kind != "neox_to_norm":
             raise ValueError(f"no row permutation is called {self.kind!r}")
-        if self.n_head < 1 or self.n_rot < 2 or self.n_rot % 2 or self.n_rot > self.head_dim:
+        sound = self.n_head >= 1 and self.n_rot >= 2 and self.n_rot % 2 == 0 and self.n_rot <= self.head_dim <= MAX_HEAD
+        if not sound:
             raise ValueError(f"no such heads: n_head={self.n_head}, n_rot={self.n_rot}, head_dim={self.head_dim}")
 
     @property
@@ -85,17 +88,33 @@ def encode(undo: Undo) -> str:
     rules = asdict(undo)
     literals = rules.pop("literals")
     text = json.dumps({"v": VERSION, **rules}, separators=(",", ":")).encode()
+    if len(text) > MAX_RULES or len(text) + len(literals) >= MAX_BYTES:
+        raise Refused(
+            "the original cannot be kept as an undo record",
+            why=f"{len(text)} bytes of rules and {len(literals)} of metadata; at most {MAX_RULES} and {MAX_BYTES}",
+            fix="shorten the general.* metadata of the original with another GGUF tool",
+        )
     return binascii.b2a_base64(zlib.compress(text + b"\0" + literals, 9), newline=False).decode()
 
 
-def decode(text: str, name: str) -> Undo:
-    """The record of the file called `name`. BadFile if it is damaged, Refused if a newer version wrote it."""
+def decode(index: GGUFIndex) -> Undo | None:
+    """The record of a file, None where it has none. BadFile if damaged, Refused if a newer version wrote it."""
+    kv = _record(index)
+    if kv is None:
+        return None
+    if kv.type is not ValueType.STRING:
+        raise damaged(index, f"it is {kv.type.name}, expected STRING")
+    if kv.end - kv.value > 2 * MAX_BYTES:
+        raise damaged(index, f"it has {kv.end - kv.value} bytes, at most {2 * MAX_BYTES}")
+    text, name = index.get(kv.key), index.path.name
     try:
         unzip = zlib.decompressobj()
         plain = unzip.decompress(binascii.a2b_base64(text.encode("ascii")), MAX_BYTES)
         if not unzip.eof or unzip.unused_data:
             raise ValueError("it does not end where it should")
         head, _, literals = plain.partition(b"\0")
+        if len(head) > MAX_RULES:
+            raise ValueError(f"{len(head)} bytes of rules, at most {MAX_RULES}")
         rules = json.loads(head)
         version = rules.pop("v")
         if version != VERSION:
@@ -105,15 +124,23 @@ def decode(text: str, name: str) -> Undo:
                 fix="`pip install -U mrrope-gguf`",
             )
         return Undo(**rules, literals=literals)
-    except (ValueError, TypeError, KeyError, AttributeError, zlib.error) as error:
-        raise damaged(name, str(error)) from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error) as error:
+        raise damaged(index, str(error)) from None
 
 
-def damaged(name: str, why: str) -> BadFile:
+def _record(index: GGUFIndex) -> KV | None:
+    arch = index.get("general.architecture", most=0)
+    return index.find(undo_key(arch)) if isinstance(arch, str) else None
+
+
+def damaged(index: GGUFIndex, why: str) -> BadFile:
+    """The error for the undo record of a file."""
+    kv = _record(index)
     return BadFile(
-        f"{name}: the undo record is damaged, so the original cannot be rebuilt from this file",
+        f"{index.path.name}: the undo record is damaged, so the original cannot be rebuilt from this file",
         why=why,
         fix="download the original again, or restore this file from a backup",
+        offset=0 if kv is None else kv.value,
         field="mrrope.undo",
     )
 
@@ -212,12 +239,14 @@ def original_layout(index: GGUFIndex, undo: Undo) -> tuple[Layout, int]:
         literals = _Literals(undo.literals)
         header = _header(index, undo, literals)
         size = sum(map(len, header))
+        if size > prefix_end(index) + len(undo.literals) + MAX_BYTES:
+            raise ValueError(f"it makes a header of {size} bytes, copying records more than once")
         tail = _tail(index, undo, literals)
         if size + sum(map(len, tail)) != undo.size:
             raise ValueError(f"the original had {undo.size} bytes, the record makes {size + sum(map(len, tail))}")
         return Layout(header + tail), size
-    except (ValueError, TypeError, KeyError, IndexError, struct.error) as error:
-        raise damaged(index.path.name, str(error)) from None
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, struct.error) as error:
+        raise damaged(index, str(error)) from None
 
 
 def _header(index: GGUFIndex, undo: Undo, literals: _Literals) -> list[Piece]:
