@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, expm1
+from math import exp
 from typing import TypeAlias
 
 from .report_read import Answer, Results
 from .report_stats import FEWEST, GATE, SHARE, Column, Effective, Summary, Table, Task, Versus, span, tokens
+from .report_versus import RULE, against_truncate, difference
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def blocks(summary: Summary, pictures: Sequence[Picture]) -> list[Block]:
     """The whole report. pictures: those that were drawn; `report_pictures` names them by what they show."""
     drawn = {picture.name: picture for picture in pictures}
     found: list[Block] = [Heading(f"Evaluation of {_model(summary.results)}", 1), *_start(summary)]
+    if said := tuple(against_truncate(summary)):
+        found += [Heading("Against truncating"), Para(RULE), Items(said)]
     if summary.ppl:
         found += [Heading("Perplexity by position"), *_ppl(summary, drawn)]
     if summary.kl:
@@ -108,8 +111,6 @@ def _ppl(summary: Summary, drawn: dict[str, Picture]) -> Iterator[Block]:
             yield Items((f"{table.text}: {verdict(table.kind, table.columns[-1])}",))
         if len(summary.ppl) > 1 and f"perplexity-{i}" in drawn:
             yield drawn[f"perplexity-{i}"]
-    yield Heading("Against truncating", 3)
-    yield Items(tuple(_against_truncate(summary)))
 
 
 def _texts(table: Table, summary: Summary) -> str:
@@ -230,28 +231,6 @@ def _rival(kind: str, versus: Versus) -> str:
     return f"{versus.way} ({difference(kind, versus)})" if versus.interval else versus.way
 
 
-def difference(kind: str, versus: Versus) -> str:
-    """way - other with its interval: per cent of perplexity, nats of KL, or score."""
-    if versus.interval is None:
-        return "-"
-    if kind == "ppl":
-        mean, low, high = map(_per_cent, versus.interval)
-        return f"{mean} %, {low} to {high}"
-    mean, low, high = (f"{x:+.3g}" for x in versus.interval)
-    return f"{mean}, {low} to {high}"
-
-
-def _per_cent(nats: float) -> str:
-    """
-    >>> [_per_cent(x) for x in (-0.01, 3.0, 1e6)]
-    ['-0.995', '+1,909', '+over 1e6']
-    """
-    value = 100 * expm1(min(nats, 700))
-    if value > 1e6:
-        return "+over 1e6"
-    return f"{value:+,.0f}" if value >= 1000 else f"{value:+.3g}"
-
-
 def gate(task: Task) -> str:
     """Whether the unextended model can do the task at all in its own window."""
     if task.base is None:
@@ -277,47 +256,6 @@ def effective(its: Effective, task: Task) -> str:
         return f"none{gated}"
     dips = f" (but not at {', '.join(map(tokens, its.dips))})" if its.dips else ""
     return f"{tokens(its.length)}{dips}{gated}"
-
-
-def _against_truncate(summary: Summary) -> Iterator[str]:
-    past = summary.past
-    yield (
-        "A method that does not beat truncate in perplexity past the window must at least retrieve what truncate"
-        " cannot: truncating is what a user can do today, and it forgets all but the last tokens."
-    )
-    if past is None:
-        yield "No text here reaches past the window."
-    elif "truncate" not in past.values:
-        yield "truncate was not measured here, so nothing is said against it."
-    else:
-        for versus in past.truncate:
-            yield f"{versus.way} {_truncated(versus)}{_retrieves(versus, summary)}"
-
-
-def _truncated(versus: Versus) -> str:
-    if versus.interval is None:
-        return f"cannot be compared with truncate past the window: under {FEWEST} pairs of blocks."
-    sure = "beats" if versus.interval.high < 0 else "does not beat"
-    how = sure if versus.real else "cannot be told apart from"
-    return f"{how} truncate in perplexity past the window ({difference('ppl', versus)})."
-
-
-def _retrieves(versus: Versus, summary: Summary) -> str:
-    """What a way that does not beat truncate retrieves past the window, beside what truncate does."""
-    n = summary.results.n_ctx_orig
-    if versus.way == "none" or (versus.real and versus.interval and versus.interval.high < 0) or n is None:
-        return ""
-    found = []
-    for task in summary.tasks:
-        for column in task.table.columns:
-            if column.end > n and {versus.way, "truncate"} <= column.values.keys():
-                ours, theirs = (column.values[way].mean for way in (versus.way, "truncate"))
-                pair = next((v for v in column.truncate if v.way == versus.way), None)
-                sure = "a real difference" if pair and pair.real else "no sure difference"
-                found.append(f"{task.name} at {column.label} {ours:.2f} against {theirs:.2f}, {sure}")
-    if not found:
-        return " No task here shows whether it retrieves what truncate cannot."
-    return f" Retrieval against truncate's: {'; '.join(found)}."
 
 
 def _notes(summary: Summary) -> Iterator[str]:
