@@ -16,7 +16,8 @@ from mrrope_gguf.cli import main
 from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.session import ChatSession
 from mrrope_gguf.sessions import manage
-from mrrope_gguf.sessions.named import Named, named_files
+from mrrope_gguf.sessions.key import user_key
+from mrrope_gguf.sessions.named import Named, named_files, sealed
 from mrrope_gguf.sessions.store import Store
 from mrrope_gguf.verbs_sessions import sessions
 from tests.patched import run
@@ -148,6 +149,7 @@ def test_names_that_can(name: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_damaged_one_is_left_alone(llm: Any, folder: Path, content: bytes) -> None:
     talk(llm, "x", "one")
+    content = sealed(content, user_key(folder)) if content.endswith(b"}") else content
     named_file(folder, "x").write_bytes(content)
     for _ in range(2):
         with pytest.raises(FileTrouble, match="cannot be read") as caught:
@@ -160,12 +162,35 @@ def test_a_damaged_one_is_left_alone(llm: Any, folder: Path, content: bytes) -> 
     assert not named_file(folder, "x").exists()
 
 
+@pytest.mark.parametrize("change", ["word", "token", "no proof", "another user's"])
+def test_what_was_changed_by_others_is_refused_and_left_as_it_is(llm: Any, folder: Path, change: str) -> None:
+    talk(llm, "x", "one")
+    path = named_file(folder, "x")
+    text = path.read_text()
+    if change == "another user's":
+        (folder / "key").write_bytes(bytes(32))
+    else:
+        values = json.loads(text)
+        values["messages"][0]["content"] += " " * (change == "word")
+        values["pieces"][0]["tokens"][0] ^= change == "token"
+        if change == "no proof":
+            del values["proof"]
+        path.write_text(json.dumps(values))
+    before = path.read_bytes()
+    with pytest.raises(FileTrouble, match="cannot be read") as caught:
+        ChatSession(llm, name="x")
+    assert "its proof does not fit" in caught.value.why
+    assert path.read_bytes() == before
+    assert [one.trouble for one in manage.sessions(Store()) if one.name == "x"] == ["damaged, or of another version"]
+
+
 def test_tokens_of_another_vocabulary_are_not_used(llm: Any, folder: Path) -> None:
     chat = talk(llm, "x", "one")
     path = named_file(folder, "x")
     values = json.loads(path.read_text())
     values["pieces"][0]["tokens"][3] = 10**6
-    path.write_text(json.dumps(values))
+    del values["proof"]
+    path.write_bytes(sealed(json.dumps(values).encode(), user_key(folder)))
     again = talk(llm, "x", "two")
     assert again.messages[:2] == chat.messages
     assert again.finish_reason
@@ -251,7 +276,8 @@ def test_what_a_terminal_gets_is_printable(llm: Any, folder: Path, capsys: pytes
     path = named_file(folder, "x")
     values = json.loads(path.read_text())
     values["model"] = "\x1b]0;owned\x07"
-    path.write_text(json.dumps(values))
+    del values["proof"]
+    path.write_bytes(sealed(json.dumps(values).encode(), user_key(folder)))
     os.rename(path, path.with_name("x%1B[2J.json"))
     for action in ("list", "show"):
         sessions(argparse.Namespace(action=action, name="x\x1b[2J", names=[], json=False))

@@ -1,9 +1,15 @@
-"""Conversations by name: messages and the tokens the model saw, one JSON file each, replaced whole when it changes."""
+"""Conversations by name: messages and the tokens the model saw, one JSON file each, replaced whole when it changes.
+
+A file ends in a proof under the user's key: a conversation says what the user and the model said, so what another
+program put into it must not be taken for that.
+"""
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -16,6 +22,7 @@ from ..errors import FileTrouble, Refused
 from ..gguf.copy import O_BINARY, sync_dir, sync_file, write_at
 from ..gguf.stage import delete, file_errors
 from ..text import printable
+from .key import user_key
 from .locks import try_lock
 
 VERSION = 1
@@ -23,6 +30,7 @@ _KINDS: dict[str, Any] = {
     "system": (str, type(None)), "documents": list, "pieces": list, "sampling": dict, "parts": dict,
     "created": (int, float), "saved": (int, float), "tokens": int,
 }  # fmt: skip
+_PROOF = re.compile(rb', "proof": "([0-9a-f]{64})"\}\s*$')
 _LONGEST = 80  # characters of a name: quoted, it must still be a file name
 
 
@@ -55,7 +63,9 @@ class Named:
         """Replace the file; what was there stays until the new one is on the disk. Raises FileTrouble."""
         values = {"version": VERSION, "name": self.name, "saved": time.time(), **values}
         # lone surrogates, which no UTF-8 file can hold, are written as escapes
-        data = json.dumps(values, ensure_ascii=True).encode()
+        text = json.dumps(values, ensure_ascii=True).encode()
+        with file_errors(self.path):
+            data = sealed(text, user_key(self.path.parents[1]))
         temp = self.path.with_name(f".{secrets.token_hex(8)}.tmp")
         with file_errors(self.path):
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
@@ -102,11 +112,15 @@ def read_named(path: Path) -> dict[str, Any] | None:
     """The conversation in a file, None where there is none. Raises FileTrouble where it is damaged."""
     try:
         with file_errors(path, "read"):
-            values = json.loads(path.read_bytes()) if path.exists() else None
-    except ValueError as error:
+            data = path.read_bytes() if path.exists() else None
+            if data is None:
+                return None
+            key = user_key(path.parents[1])
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from None
-    if values is None:
-        return None
+    if not _is_proved(data, key):
+        raise _damaged(path, "its proof does not fit: it was changed since it was saved, or another user's key made it")
     if not isinstance(values, dict) or values.get("version") != VERSION:
         version = values.get("version") if isinstance(values, dict) else None
         raise _damaged(path, f"its version is {version}, this mrrope reads {VERSION}")
@@ -119,6 +133,19 @@ def read_named(path: Path) -> dict[str, Any] | None:
     if not all(isinstance(one, list) and [type(word) for word in one] == [str, str] for one in values["documents"]):
         raise _damaged(path, "its documents are not names and texts")
     return values
+
+
+def sealed(text: bytes, key: bytes) -> bytes:
+    """A JSON object with its proof as the last value: HMAC-SHA256 of what it is without."""
+    return text[:-1] + b', "proof": "' + hmac.digest(key, text, "sha256").hex().encode() + b'"}'
+
+
+def _is_proved(data: bytes, key: bytes) -> bool:
+    match = _PROOF.search(data)
+    if match is None:
+        return False
+    made = hmac.digest(key, data[: match.start()] + b"}", "sha256")
+    return hmac.compare_digest(made, bytes.fromhex(match[1].decode()))
 
 
 def named_files(folder: Path) -> Iterator[tuple[str, Path]]:
