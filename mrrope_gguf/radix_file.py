@@ -19,6 +19,7 @@ from typing import Any
 from .errors import FileTrouble, MrropeError
 from .tables import FLOAT32_MAX, factors_to_radix, radix_to_factors
 
+_MOST = 16 << 20  # bytes: a table is some kilobytes
 FORMS = 'a list of numbers, {"radix": [...]}, {"factors": [...]}, or a config.json with LongRoPE\'s "long_factor"'
 
 
@@ -60,6 +61,10 @@ def read_radix(path: str | Path, n_pairs: int | None = None) -> RadixFile:
 
 def _load(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, and a device may never end
+            raise OSError("it is no regular file")
+        if (size := path.stat().st_size) > _MOST:
+            raise OSError(f"it has {size} bytes, and a table has at most {_MOST}")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         name = path.name or path

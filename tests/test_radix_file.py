@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,20 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read_radix(tmp_path / "t.json")
     with pytest.raises(FileTrouble):
         read_radix(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with names")
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(FileTrouble, match="cannot be read") as caught:
+            read_radix(path)
+        assert "no regular file" in caught.value.why
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with open(tmp_path / "r.json", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(FileTrouble, match="cannot be read") as caught:
+        read_radix(tmp_path / "r.json")
+    assert str(1 << 40) in caught.value.why
