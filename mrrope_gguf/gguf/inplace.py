@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.gguf.copy import BLOCK, O_BINARY
 from mrrope_gguf.gguf.index import GGUFIndex, require_regular
 from mrrope_gguf.gguf.journal import Journal
-from mrrope_gguf.gguf.names import journal_path, unfinished_path
+from mrrope_gguf.gguf.leftover import sweep
+from mrrope_gguf.gguf.names import first_shard, journal_path, unfinished_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 from mrrope_gguf.gguf.ranges import lease
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.stage import Check, file_errors, publish, stage
+from mrrope_gguf.gguf.together import publish_all, recover_set
 from mrrope_gguf.gguf.write import WriteReport
 from mrrope_gguf.progress import Progress
 
@@ -50,6 +53,7 @@ def change(wanted: Change, progress: Progress | None = None) -> tuple[str, int]:
     """
     path = wanted.path
     require_changeable(path)
+    sweep(path)
     staged = stage(path, wanted.pieces, path, check=wanted.check, must_clone=True)
     if staged is None:
         done = _with_journal(wanted)
@@ -75,10 +79,11 @@ def change_model(
     if len(jobs) == 1:
         wanted = Change(source.path, shards[0], prefix, check, source.close)
         return WriteReport(source.path, *change(wanted, progress), size)
-    from mrrope_gguf.gguf.split import publish_all, stage_shards
+    from mrrope_gguf.gguf.split import stage_shards
 
     for shard, _, _ in jobs:
         require_changeable(shard)
+        sweep(shard)
     staged = stage_shards(source, jobs, progress=progress, check=check)
     source.close()
     publish_all(staged, force=True)
@@ -141,7 +146,7 @@ def _apply(fd: int, wanted: Change, changes: list[tuple[int, Piece]]) -> bool:
             with mmap.mmap(fd, 0, access=mmap.ACCESS_READ) as view, GGUFIndex(view, wanted.path, len(view)) as index:
                 wanted.check(index)
         except BaseException as error:
-            journal.roll_back(fd)
+            _roll_back(journal, fd, wanted.path, error)
             if isinstance(error, OSError) and error.errno in _CANNOT_SHIFT:
                 return False
             raise
@@ -149,6 +154,17 @@ def _apply(fd: int, wanted: Change, changes: list[tuple[int, Piece]]) -> bool:
     finally:
         journal.close()
     return True
+
+
+def _roll_back(journal: Journal, fd: int, path: Path, why: BaseException) -> None:
+    try:
+        journal.roll_back(fd)
+    except OSError as error:
+        raise FileTrouble(
+            f"{path.name}: the file was changed in part, and could not be put back",
+            why=f"{why}; {error}",
+            fix=f"when the disk is well, `mrrope revert {path}` brings the original back from {journal.path.name}",
+        ) from None
 
 
 def _changes(wanted: Change, shift: int) -> list[tuple[int, Piece]]:
@@ -177,24 +193,35 @@ def _in_use(path: Path) -> FileTrouble:
 
 
 def recover(path: str | os.PathLike[str]) -> bool:
-    """Undo an in-place change that was cut short; False if there was none. The file is then as before the change."""
+    """Undo a change that was cut short; False if there was none. The model is then as it was before the change.
+
+    path: a file of the model; the shards of a split one are looked for by its name.
+    """
     path = Path(path)
     require_regular(path)
-    unfinished = unfinished_path(journal_path(path))
     with file_errors(path, "brought back"):
-        if os.path.lexists(unfinished):
-            unfinished.unlink()  # cut short before the file was touched
-        if not os.path.lexists(journal_path(path)):
-            return False
-        journal = Journal.open(path)
+        found = [_recover(one) for one in dict.fromkeys([first_shard(path), path])]
+    return any(found)
+
+
+def _recover(path: Path) -> bool:
+    sweep(path)
+    unfinished = unfinished_path(journal_path(path))
+    with suppress(FileNotFoundError):
+        unfinished.unlink()  # cut short before the file was touched
+    if not os.path.lexists(journal_path(path)):
+        return False
+    if recover_set(journal_path(path)):
+        return True
+    journal = Journal.open(path)
+    try:
+        fd = os.open(path, os.O_RDWR | O_BINARY)
         try:
-            fd = os.open(path, os.O_RDWR | O_BINARY)
-            try:
-                if lease(fd) is False:
-                    raise _in_use(path)
-                journal.roll_back(fd)
-            finally:
-                os.close(fd)
+            if lease(fd) is False:
+                raise _in_use(path)
+            journal.roll_back(fd)
         finally:
-            journal.close()
+            os.close(fd)
+    finally:
+        journal.close()
     return True

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import struct
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mrrope_gguf.aside import NEW
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf.copy import CHUNK, O_BINARY, Copier, read_at, read_exactly, sync_dir, sync_file, write_at
 from mrrope_gguf.gguf.names import journal_path, unfinished_path
@@ -26,6 +28,7 @@ Changes = list[tuple[int, Piece]]  # what comes after the header, at its offset 
 MAGIC = b"MRROPEJ1"
 SAMPLES = 64  # places of the tensor data that are compared after a way back
 SAMPLE_BYTES = 4096
+NO_LINK: int = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @dataclass
@@ -61,7 +64,9 @@ class Journal:
         old: list[Piece] = [Span(0, old_prefix), *(Span(at, at + size) for at, size in changed)]
         name = journal_path(path)
         new = unfinished_path(name)
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | O_BINARY, 0o600)
+        with suppress(FileNotFoundError):
+            new.unlink()  # left by a process that was killed, or a link that somebody put there
+        fd = os.open(new, NEW, 0o600)
         try:
             _write(fd, file, facts, old, Layout(pieces).slice(0, prefix))
             os.replace(new, name)
@@ -76,10 +81,11 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Journal:
-        """The journal of the file at `path`. FileTrouble if it is damaged."""
+        """The journal of the file at `path`. FileTrouble if it is damaged, or of somebody who may not write that."""
         name = journal_path(path)
-        fd = os.open(name, os.O_RDONLY | O_BINARY)
+        fd = os.open(name, os.O_RDONLY | O_BINARY | NO_LINK)
         try:
+            require_trusted(fd, name, path)
             size = os.fstat(fd).st_size
             if size < 48 or _digest(fd, size - 32) != read_at(fd, 32, size - 32):
                 raise _damaged(name, "its sha256 is not the one it ends with")
@@ -94,7 +100,8 @@ class Journal:
     def remove(self) -> None:
         """The change is done, or undone: forget what it overwrote."""
         self.path.unlink()
-        sync_dir(self.path.parent)
+        with suppress(OSError):  # after a power cut it may be there again, and undo the change: nothing is lost
+            sync_dir(self.path.parent)
 
     def apply(self, file: int, changes: Changes) -> None:
         """Make the change: move the data, write the new header, then the tensors that change, from their old bytes."""
@@ -131,6 +138,22 @@ class Journal:
             if _sample(file, int(place)) != digest:
                 raise _damaged(self.path, f"the file's data at byte {place} is not what it was")
         self.remove()
+
+
+def require_trusted(fd: int, name: Path, path: Path) -> None:
+    """What a journal holds goes into the file: in a folder that others share, one of theirs is not taken for ours."""
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        raise _damaged(name, "it is no regular file")
+    if os.name == "posix" and (
+        found.st_uid not in (0, os.geteuid(), os.stat(path).st_uid) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
+        mode = stat.S_IMODE(found.st_mode)
+        raise FileTrouble(
+            f"{name.name}: this journal is not ours",
+            why=f"user {found.st_uid} owns it, with mode {mode:o}, and what it holds would be written into {path.name}",
+            fix="see who put it there; delete it if nobody changed the file in place",
+        )
 
 
 def _write(fd: int, file: int, facts: Facts, old: list[Piece], new_header: list[Piece]) -> None:
