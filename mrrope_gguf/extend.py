@@ -88,6 +88,7 @@ def extend(
     radix: a JSON file holding a table of one's own (see radix_file); its method is `custom`.
     rendering: "auto" is portable where the stock loader reads factors, else engine; "portable" also re-expresses.
     elastic: lets the patched engine grow the scale with the conversation; a stock library ignores it.
+    in_place: change the file itself; a change of it that was cut short is undone first.
     force: overwrite `dst`, and replace a RoPE scaling the model was trained with.
     progress: called with (bytes done, bytes in all) when bytes must really be copied.
 
@@ -95,6 +96,10 @@ def extend(
     """
     if in_place and dst is not None:
         raise _contradiction(Path(path), dst)
+    if in_place and not dry_run:
+        from .gguf.inplace import recover
+
+        recover(path)  # what a run that was killed had begun
     with Source.open(path) as source:
         shard = source.path
         found = rope_facts(source.index)

@@ -9,8 +9,9 @@ from .gguf.copy import sync_file
 from .gguf.names import temp_path
 from .gguf.pieces import Piece, Span
 from .gguf.source import Source
-from .gguf.split import publish_all, same_index, stage_shards
+from .gguf.split import clear, same_index, stage_shards
 from .gguf.stage import Staged, exists, file_errors, publish, require_no_directory, require_writable_name
+from .gguf.together import publish_all
 from .progress import Progress
 
 
@@ -31,6 +32,7 @@ def link_or_copy(
         names = [name for *_, name in jobs]
         if all(name.exists() and os.path.samefile(shard, name) for shard, _, name in jobs):
             return names, "hardlink"
+        clear(names)
         for shard, _, name in jobs:
             require_writable_name(shard, name, force)
         staged = stage_shards(source, jobs, progress=progress, check=same_index(source.current))

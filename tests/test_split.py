@@ -10,10 +10,11 @@ import pytest
 
 from mrrope_gguf import revert
 from mrrope_gguf.errors import FileTrouble, Refused
-from mrrope_gguf.gguf import stage
+from mrrope_gguf.gguf import stage, together
 from mrrope_gguf.gguf.edit import Edit
 from mrrope_gguf.gguf.index import open_gguf, open_split
 from mrrope_gguf.gguf.source import Source
+from mrrope_gguf.gguf.stage import Staged
 from mrrope_gguf.gguf.write import write_in_place, write_new
 from tests import edits
 from tests.edits import HEADS, hashes, left_in, sha256, split_model, tensors, write_extension
@@ -72,15 +73,15 @@ def test_all_shards_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, for
             (tmp_path / f"new-{i:05d}-of-00003.gguf").write_text(f"precious {i}")
     before = {path.name: sha256(path) for path in tmp_path.iterdir()}
     calls: list[Path] = []
-    real = stage._publish_new
+    real = stage.publish
 
-    def fail_at_the_last(temp: Path, dst: Path) -> None:
-        calls.append(dst)
+    def fail_at_the_last(one: Staged, *, force: bool) -> None:
+        calls.append(one.dst)
         if len(calls) == 3:
-            raise OSError(errno.EIO, "the disk broke")
-        real(temp, dst)
+            raise FileTrouble(f"{one.dst}: the file cannot be written", why="the disk broke")
+        real(one, force=force)
 
-    monkeypatch.setattr(stage, "_publish_new", fail_at_the_last)
+    monkeypatch.setattr(together, "publish", fail_at_the_last)
     with pytest.raises(FileTrouble, match="cannot be written"):
         write_extension(shards[0], tmp_path / "new.gguf", force=force)
     assert len(calls) == 3

@@ -207,8 +207,9 @@ def recover(path: str | os.PathLike[str]) -> bool:
 def _recover(path: Path) -> bool:
     sweep(path)
     unfinished = unfinished_path(journal_path(path))
-    with suppress(FileNotFoundError):
-        unfinished.unlink()  # cut short before the file was touched
+    if os.path.lexists(unfinished):
+        with suppress(FileNotFoundError):
+            unfinished.unlink()  # cut short before the file was touched
     if not os.path.lexists(journal_path(path)):
         return False
     if recover_set(journal_path(path)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 LONGEST = 255  # bytes of a name, on nearly every file system
@@ -15,6 +16,11 @@ def temp_path(dst: Path) -> Path:
     return dst.with_name(f".{_cut(dst.name)}.{os.urandom(4).hex()}.tmp")
 
 
+def temp_name(dst: Path) -> re.Pattern[str]:
+    """What such names look like, and those of files that a set of new ones takes the place of (see together.py)."""
+    return re.compile(rf"\.{re.escape(_cut(dst.name))}\.[0-9a-f]{{8}}\.(tmp|old)")
+
+
 def journal_path(path: Path) -> Path:
     """Where an in-place change of `path` keeps what it overwrites, until it is done: FILE.mrrope-journal.
 
@@ -24,6 +30,15 @@ def journal_path(path: Path) -> Path:
     if len(os.fsencode(name)) + len(".new") > LONGEST:
         name = f"{_cut(path.name)}-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.mrrope-journal"
     return path.with_name(name)
+
+
+def first_shard(path: Path) -> Path:
+    """The name of shard 1 of the model that `path` is a shard of, by its name; `path` itself where it is none.
+
+    >>> first_shard(Path("m-00003-of-00004.gguf")).name, first_shard(Path("m.gguf")).name
+    ('m-00001-of-00004.gguf', 'm.gguf')
+    """
+    return path.with_name(re.sub(r"-\d{5}-of-(\d{5}\.gguf)$", r"-00001-of-\1", path.name))
 
 
 def unfinished_path(journal: Path) -> Path:

@@ -8,23 +8,24 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from mrrope_gguf.gguf.copy import sync_dir
+from mrrope_gguf.gguf.copy import O_BINARY
 from mrrope_gguf.gguf.edit import Edit
 from mrrope_gguf.gguf.index import GGUFIndex
-from mrrope_gguf.gguf.names import temp_path
+from mrrope_gguf.gguf.leftover import lock, sweep
+from mrrope_gguf.gguf.names import journal_path, temp_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
+from mrrope_gguf.gguf.room import require_room_for_all
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.stage import (
     Check,
     Staged,
-    delete,
     file_errors,
     is_another_name,
-    publish,
     require_no_directory,
     require_writable_name,
     stage,
 )
+from mrrope_gguf.gguf.together import publish_all, recover_set
 from mrrope_gguf.gguf.undo import data_pieces, row_rules
 from mrrope_gguf.gguf.write import WriteReport
 from mrrope_gguf.progress import Progress
@@ -69,6 +70,7 @@ def make_shards(
     """All shards of a new model, from `shards`, the pieces of each; `check` sees the index of the first."""
     require_no_directory(dst)
     names = shard_names(dst, len(source.shards))
+    clear(names)
     for src, pieces, name in zip(source.shards, shards, names, strict=True):
         if not (force and _untouched(src, pieces) and is_another_name(src, name)):
             require_writable_name(src, name, force)
@@ -84,16 +86,33 @@ def stage_shards(
     """A temp file for each (shard, its new pieces, its new name), or none."""
     out: list[Staged] = []
     with ExitStack() as undo:
+        links = {}
         for src, pieces, name in jobs:
-            one = _link(src, name) if _untouched(src, pieces) else None
+            if _untouched(src, pieces) and (link := _link(src, name)) is not None:
+                undo.callback(link.discard)
+                links[name] = link
+        with file_errors(jobs[0][2]):
+            require_room_for_all([job for job in jobs if job[2] not in links])
+        for src, pieces, name in jobs:
+            one: Staged | None = links.get(name)
             if one is None:
                 seen = same_index(source.shard_index(src)) if src != source.path else check
                 one = stage(src, pieces, name, progress=progress, check=seen)
-            assert one is not None  # only must_clone makes stage give up
-            undo.callback(one.discard)
+                assert one is not None  # only must_clone makes stage give up
+                undo.callback(one.discard)
             out.append(one)
         undo.pop_all()
     return out
+
+
+def clear(names: list[Path]) -> None:
+    """Put back, and delete, what a process that died had begun to write under the names of a model's files."""
+    journal = journal_path(names[0])
+    with file_errors(names[0], "brought back"):
+        if os.path.lexists(journal):
+            recover_set(journal)
+    for name in names:
+        sweep(name)
 
 
 def _untouched(src: Path, pieces: list[Piece]) -> bool:
@@ -104,12 +123,16 @@ def _link(src: Path, name: Path) -> Staged | None:
     """A second name for an untouched shard; None where the file system or its owner does not allow one."""
     if sys.platform == "win32" and not os.access(src, os.W_OK):
         return None  # a name of a read-only file could not be taken back
-    temp = temp_path(name)
+    staged = Staged(temp_path(name), name, "hardlink", 0)
     try:
-        os.link(src.resolve(), temp)
+        if sys.platform != "win32":
+            staged.held = os.open(src, os.O_RDONLY | O_BINARY)
+            lock(staged.held, shared=True)
+        os.link(src.resolve(), staged.temp)
     except OSError:
+        staged.discard()
         return None
-    return Staged(temp, name, "hardlink", 0)
+    return staged
 
 
 def same_index(old: GGUFIndex) -> Callable[[GGUFIndex], None]:
@@ -120,24 +143,3 @@ def same_index(old: GGUFIndex) -> Callable[[GGUFIndex], None]:
             raise ValueError(f"{new.path}: the header of a shard changed")
 
     return check
-
-
-def publish_all(staged: list[Staged], *, force: bool) -> None:
-    """Name all shards or none: what they replace is kept aside until the last has its name."""
-    with ExitStack() as undo:
-        for one in staged:
-            undo.callback(one.discard)
-        kept: list[Path] = []
-        for one in staged:
-            if force and os.path.lexists(one.dst):
-                aside = one.temp.with_suffix(".old")
-                with file_errors(one.dst):
-                    os.replace(one.dst, aside)
-                undo.callback(os.replace, aside, one.dst)
-                kept.append(aside)
-            publish(one, force=False)
-            undo.callback(delete, one.dst)
-        undo.pop_all()
-    for aside in kept:
-        delete(aside)
-    sync_dir(staged[0].dst.parent)

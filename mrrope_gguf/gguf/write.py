@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mrrope_gguf.gguf.edit import Edit
+from mrrope_gguf.gguf.leftover import sweep
 from mrrope_gguf.gguf.pieces import Piece, total
 from mrrope_gguf.gguf.stage import Check, publish, require_writable_name, stage
 from mrrope_gguf.progress import Progress
@@ -71,6 +72,7 @@ def make_file(
     src: Path, pieces: list[Piece], dst: Path, *, force: bool, progress: Progress | None, check: Check | None
 ) -> WriteReport:
     """One new file from pieces of another."""
+    sweep(dst)
     require_writable_name(src, dst, force)
     staged = stage(src, pieces, dst, progress=progress, check=check)
     assert staged is not None  # only must_clone makes stage give up
