@@ -141,8 +141,8 @@ class Commands:
         self.speaker.session = other
         self.attached.clear()
         self.say(f"{printable(rest)}: {len(other.messages) // 2} turns")
-        self.speaker.read()
-        self.speaker.tell_window()
+        if self.speaker.read():
+            self.speaker.tell_window()
 
     def set(self, rest: str) -> None:
         name, _, value = rest.partition(" ")

@@ -37,12 +37,13 @@ def turn(speaker: Speaker, commands: Commands, text: str) -> None:
     with_room(speaker, lambda: speaker.say(asked))
     if len(speaker.session.messages) > before:
         commands.attached.clear()
+    elif speaker.session.finish_reason == "interrupted":
+        return  # it is not all read: how much is has been said, and the meter counts the whole
     speaker.tell_window()
 
 
 def _open(speaker: Speaker) -> None:
-    if speaker.used:
-        speaker.read()
+    if speaker.used and speaker.read():
         speaker.tell_window()
 
 
