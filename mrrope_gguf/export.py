@@ -11,7 +11,7 @@ import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .errors import EngineTrouble, MrropeError, Refused
 from .facts import RopeFacts, read_facts, rope_facts
@@ -21,6 +21,9 @@ from .progress import Progress
 from .stored_table import StoredTable, stored_table
 from .tables import METHODS
 from .text import printable
+
+if TYPE_CHECKING:
+    from .engine.programs import Program
 
 Target = Literal["ollama", "lmstudio", "llama-server"]
 TARGETS: tuple[Target, ...] = ("ollama", "lmstudio", "llama-server")
@@ -198,25 +201,24 @@ def _lmstudio(model: Model, out: Path | None, force: bool, progress: Progress | 
 def _llama_server(model: Model) -> Exported:
     engine_only = model.rendering == "engine"
     elastic = bool(model.stored and model.stored.elastic)
-    program, state = _patched_server()
+    program, trouble = _patched_server()
     if engine_only and program is None:
         command = _command(Path("llama-server"), model, elastic)
         raise EngineTrouble(
-            f"{model.name}: this file needs the patched llama-server, and none is built",
-            why="its table is metadata that a stock one does not read",
+            f"{model.name}: this file needs the patched llama-server",
+            why=f"its table is metadata that a stock one does not read, and {trouble}",
             fix=f"`mrrope build` once, then the same command again; where there is one: {command}",
         )
     if program is not None and (engine_only or elastic):
         notes = ["elastic: the original model up to its own window"] if elastic else []
-        if state != "ready":
-            notes.append(f"this build is marked '{state}' by `mrrope build --list`")
-        return Exported(_command(program, model, elastic), (*notes, *filter(None, [memory_note(model)])))
+        notes += filter(None, [program.note, memory_note(model)])
+        return Exported(_command(program.path, model, elastic), tuple(notes))
     notes = static_notes(model)
     if elastic:
-        notes.append("`mrrope build` makes a llama-server under which its context is elastic")
+        notes.append(f"{trouble}: `mrrope build` makes a llama-server under which its context is elastic")
     stock = Path("llama-server")
     if program is not None and shutil.which("llama-server") is None:
-        stock = program
+        stock = program.path
     return Exported(_command(stock, model, False), (*notes, *filter(None, [memory_note(model)])))
 
 
@@ -225,19 +227,15 @@ def _command(program: Path, model: Model, elastic: bool) -> str:
     return shlex.join(words)
 
 
-def _patched_server() -> tuple[Path | None, str]:
-    """The llama-server of a build of ours, one that load would take first, and what state that build is in."""
-    from .engine import binding_version, find, store
+def _patched_server() -> tuple[Program | None, str]:
+    """The llama-server that `mrrope serve` would run, or why there is none."""
+    from .engine import binding_version
+    from .engine.programs import server_program
 
-    binding = binding_version()
-    name = "llama-server.exe" if os.name == "nt" else "llama-server"
-    builds = [(build, find.state(build, binding)) for build in store.installed() if (build.bin / name).is_file()]
-    if not builds:
-        return None, ""
-    best, state = min(
-        builds, key=lambda found: (found[1] != "ready", found[1] == "old patch", found[0].backend == "cpu")
-    )
-    return best.bin / name, state
+    try:
+        return server_program(binding_version()), ""
+    except EngineTrouble as trouble:
+        return None, trouble.why
 
 
 def printable_lines(lines: list[str]) -> str:

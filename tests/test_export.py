@@ -54,6 +54,8 @@ SYSTEM, USER, ANSWER = (
 def no_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of this test's own, in which nothing is built, and a PATH without llama-server."""
     monkeypatch.setenv("MRROPE_CACHE", str(tmp_path / "cache"))
+    for name in ("MRROPE_ENGINE", "LLAMA_CPP_LIB_PATH"):
+        monkeypatch.delenv(name, raising=False)
     real = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name, *a, **k: None if "llama" in name else real(name, *a, **k))
     return tmp_path / "cache" / "engines"
@@ -238,7 +240,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
             export(target, model, tmp_path / "file" / "x")
 
 
-def test_llama_server_for_a_portable_file(tmp_path: Path, no_engines: Path) -> None:
+def test_llama_server_for_a_portable_file(tmp_path: Path, no_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(tmp_path)
     found = export("llama-server", model)
     assert found.text == f"llama-server -m {model} -c 256"
@@ -247,6 +249,10 @@ def test_llama_server_for_a_portable_file(tmp_path: Path, no_engines: Path) -> N
     server = build(no_engines)
     assert export("llama-server", model, n_ctx=128).text == f"{server} -m {model} -c 128 --rope-elastic on"
     assert export("llama-server", static).text == f"{server} -m {static} -c 256"  # there is no other on the PATH
+    monkeypatch.setenv("MRROPE_ENGINE", "stock")
+    found = export("llama-server", model)
+    assert found.text == f"llama-server -m {model} -c 256"
+    assert any("a stock one knows neither elastic context" in note for note in found.notes)
 
 
 def test_llama_server_for_an_engine_file(tmp_path: Path, no_engines: Path) -> None:
@@ -255,11 +261,13 @@ def test_llama_server_for_an_engine_file(tmp_path: Path, no_engines: Path) -> No
         export("llama-server", model)
     assert "`mrrope build`" in caught.value.fix
     assert f"llama-server -m {model} -c 256 --rope-elastic on" in caught.value.fix
-    old = build(no_engines, backend="vulkan", patch_hash="another")
-    found = export("llama-server", model)
-    assert found.text.startswith(str(old))
-    assert any("'old patch'" in note for note in found.notes)
-    build(no_engines, backend="cpu")
+    assert "no engine is built at all" in caught.value.why
+    build(no_engines, backend="vulkan", patch_hash="another")
+    with pytest.raises(EngineTrouble) as caught:
+        export("llama-server", model)  # as `mrrope serve` would
+    assert "of 1 builds none is of this version's patch" in caught.value.why
+    cpu = build(no_engines, backend="cpu")
+    assert export("llama-server", model).text == f"{cpu} -m {model} -c 256 --rope-elastic on"
     gpu = build(no_engines, backend="cuda")
     assert export("llama-server", model).text == f"{gpu} -m {model} -c 256 --rope-elastic on"
 
