@@ -205,7 +205,7 @@ def test_a_full_disk_is_foreseen(source: Path, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_meanwhile(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "_require_space", lambda *args: None)
+    monkeypatch.setattr(stage, "require_room", lambda *args, **how: None)
     with mounted("tmpfs", tmp_path, megabytes=1) as place:
         (place / "fill").write_bytes(bytes((1 << 20) - 40960))
         with pytest.raises(FileTrouble, match="cannot be written") as error:

@@ -22,6 +22,7 @@ from mrrope_gguf.gguf.copy import CHUNK, O_BINARY, Copier, read_at, read_exactly
 from mrrope_gguf.gguf.names import journal_path, unfinished_path
 from mrrope_gguf.gguf.pieces import Layout, Piece, Rows, Span, total
 from mrrope_gguf.gguf.ranges import shift_range
+from mrrope_gguf.gguf.room import require_room
 
 Changes = list[tuple[int, Piece]]  # what comes after the header, at its offset before the change
 
@@ -64,6 +65,7 @@ class Journal:
         old: list[Piece] = [Span(0, old_prefix), *(Span(at, at + size) for at, size in changed)]
         name = journal_path(path)
         new = unfinished_path(name)
+        require_room(name, total(old) + prefix, "what this change overwrites", "give a DST on another disk")
         with suppress(FileNotFoundError):
             new.unlink()  # left by a process that was killed, or a link that somebody put there
         fd = os.open(new, NEW, 0o600)

@@ -17,6 +17,7 @@ from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
 from mrrope_gguf.gguf.leftover import lock, still_named
 from mrrope_gguf.gguf.names import journal_path, temp_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
+from mrrope_gguf.gguf.room import free, own_bytes, require_room
 from mrrope_gguf.progress import Progress
 
 Check = Callable[[GGUFIndex], None]
@@ -45,7 +46,7 @@ def _trouble(path: Path, doing: str, error: OSError) -> FileTrouble:
     why = error.strerror or str(error)
     if error.errno in _FULL:
         with suppress(OSError):
-            why += f"; {_free(path.parent)} bytes available"
+            why += f"; {free(path.parent)} bytes available"
     return FileTrouble(f"{path}: the file cannot be {doing}", why=why, fix=fixes.get(error.errno or 0, fix))
 
 
@@ -132,8 +133,9 @@ def _write_temp(
         clones = not whole and os.fstat(source).st_size >= BLOCK and clone_range(source, 0, BLOCK, fd, 0)
         if must_clone and not (clones or whole):
             return None
-        if not clones and not whole:
-            _require_space(dst, total(pieces))
+        if not whole:
+            fix = "write to another disk, or use --in-place" if dst != src else "give a DST on another disk"
+            require_room(dst, own_bytes(pieces, clones=clones), fix=fix)
         copier = Copier(source, fd, progress, clone=clones)
         copier.write(pieces[:-1] if whole else pieces)
         copier.how = "reflink" if whole else copier.how
@@ -172,27 +174,6 @@ def clonefile(src: Path, dst: Path) -> bool:
     import ctypes
 
     return ctypes.CDLL(None).clonefile(os.fsencode(src.resolve()), os.fsencode(dst), 0) == 0
-
-
-def _free(directory: Path) -> int:
-    """Bytes that we may still write to this directory's file system."""
-    if hasattr(os, "statvfs"):
-        found = os.statvfs(directory)
-        return found.f_bavail * found.f_frsize
-    import shutil
-
-    return shutil.disk_usage(directory).free
-
-
-def _require_space(dst: Path, needed: int) -> None:
-    """FileTrouble where the destination's file system has less than `needed` bytes for us."""
-    free = _free(dst.parent)
-    if free < needed:
-        raise FileTrouble(
-            f"{dst}: the disk has no room for this file",
-            why=f"{needed} bytes needed ({needed / 1e6:.1f} MB), {free} available ({free / 1e6:.1f} MB)",
-            fix="free some space, write to another disk, or use --in-place",
-        )
 
 
 def require_writable_name(src: Path, dst: Path, force: bool) -> None:
