@@ -1,24 +1,30 @@
-"""Perplexities of benchmarks.elastic as cells of `mrrope eval ppl`: one report holds both, no text is read twice.
+"""What benchmarks.elastic measured, as cells of `mrrope eval ppl` and `needle --keys 10`: nothing is read twice.
 
     python -m benchmarks.elastic_cells MODEL DIR        MODEL: smollm2 or gemma3; DIR: --out of `mrrope eval`
 
 DIR must hold results already (`mrrope eval kl`, say): their first line says what they belong to. The cells are the
-same numbers: both read the text once from its beginning in one context, f16 cache, plain attention (`-fa off`), and
-keep mean losses of 256 positions. Not for truncation on Gemma: there the benchmark reads a whole window for each 4096
-positions, and `mrrope eval` one for each 16,384.
+same numbers: both read a text once from its beginning in one context, f16 cache, plain attention (`-fa off`), and keep
+mean losses of 256 positions; both hide the same ten numbers at the same places of the noise (their prose differs, and
+is left out). So is truncation on Gemma: there the benchmark reads a whole window for each 4096 positions, and `mrrope
+eval` one for each 16,384.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from benchmarks.elastic import RESULTS
+from benchmarks.elastic_models import MODELS, widened
 from benchmarks.elastic_plan import DEFAULT, PRO
+from mrrope_gguf.evals.needles import KEYS, QUESTION, haystack, tokens_of
 from mrrope_gguf.evals.runlog import RunLog
+from mrrope_gguf.evals.tasks import GENERATE
+from mrrope_gguf.model import load
 
 BUCKET = 4096
 NAMES = {
@@ -33,7 +39,34 @@ NAMES = {
     "static,method=uni,scale=4": "mrrope-uni",
     "static,method=pro,scale=4": "mrrope-pro",
 }
+Depths = Callable[[int, int], list[float]]
 WINDOWS = {"smollm2": 8192, "gemma3": 32768}
+
+
+def needle_cells(runs: dict[str, dict[str, Any]], model: str, depths: Depths) -> Iterator[dict[str, Any]]:
+    """Each needle run of a model as ten cells. The benchmark kept no answers, only whether the number was in them."""
+    for name, run in runs.items():
+        kind, of, *rest = name.split("/")
+        if (kind, of) != ("needle", model) or rest[0] != "noise" or rest[3] not in NAMES:
+            continue
+        task, seed, length, way = "needle-keys/noise", int(rest[1]), int(rest[2]), NAMES[rest[3]]
+        for i, (loss, recalled) in enumerate(zip(run["losses"], run["recalled"], strict=True)):
+            place = {"task": task, "way": way, "length": length, "depth": depths(seed, length)[i], "seed": seed}
+            found = {"score": float(recalled), "exact": recalled, "loss": loss}
+            yield {"run": f"{task}/{way}/{length}/{i}-{seed}-of-10", **place, **found}
+
+
+def depths_of(model: str) -> Depths:
+    """Where each of the ten numbers stands, in per cent of the text: the haystacks are made again, nothing is run."""
+    llm = load(widened(MODELS[model].resource), vocab_only=True)
+    room = GENERATE + max(len(tokens_of(llm, QUESTION.format(key=key))) for key in KEYS)
+
+    @cache
+    def places(seed: int, length: int) -> list[float]:
+        made = haystack(llm, length - room, KEYS, seed)
+        return [round(100 * made.positions[key] / len(made.tokens), 1) for key in KEYS]
+
+    return places
 
 
 def cells(runs: dict[str, dict[str, Any]], model: str) -> Iterator[dict[str, Any]]:
@@ -61,7 +94,9 @@ def main() -> int:
     if not there:
         print(f"error: {args.dir}: no results yet; run `mrrope eval kl ... --out {args.dir}` first", file=sys.stderr)
         return 1
-    new = [cell for cell in cells(RunLog(RESULTS).runs(), args.model) if cell["run"] not in there]
+    runs = RunLog(RESULTS).runs()
+    found = [*cells(runs, args.model), *needle_cells(runs, args.model, depths_of(args.model))]
+    new = [cell for cell in found if cell["run"] not in there]
     for cell in new:
         log.add(cell.pop("run"), cell)
     print(f"{len(new)} cells")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.elastic_cells import cells
+from benchmarks.elastic_cells import cells, needle_cells
 from benchmarks.elastic_drift import READ, SCORED, Drift
 from benchmarks.elastic_growth import Reader, parse
 from benchmarks.elastic_models import MODELS
@@ -109,13 +109,19 @@ def test_runs_as_cells_of_mrrope_eval(tmp_path: Path) -> None:
         "ppl/smollm2/t/none/8192": {"blocks": inside, "seconds": 1.0},
         f"ppl/smollm2/t/{CANDIDATE}/12288": {"blocks": past, "seconds": 1.0},
         "ppl/smollm2/t/static,method=pro,scale=4/12288": {"blocks": pro, "seconds": 1.0},
-        f"needle/smollm2/noise/42/12288/{CANDIDATE}": {"loss": 1.0},
+        f"needle/smollm2/noise/42/12288/{CANDIDATE}": {"losses": [i / 10 for i in range(10)], "recalled": [True] * 10},
+        f"needle/smollm2/voyage-out/42/12288/{CANDIDATE}": {"losses": [], "recalled": []},
         "ppl/gemma3/t/truncate/36864": {"blocks": inside},
     }
     log = RunLog(tmp_path / "results.jsonl")
-    for cell in cells(runs, "smollm2"):
+    depths = [5.0 + 10 * i for i in range(10)]
+    for cell in [*cells(runs, "smollm2"), *needle_cells(runs, "smollm2", lambda seed, length: depths)]:
         log.add(cell.pop("run"), cell)
     assert list(cells(runs, "gemma3")) == []
+    (task, answers), *more = read(tmp_path).answers.items()
+    assert (task, more) == ("needle-keys/noise", [])
+    assert [(a.sample, a.depth, a.loss) for a in answers][:2] == [("0-42-of-10", 5.0, 0.0), ("1-42-of-10", 15.0, 0.1)]
+    assert {(a.way, a.length, a.score, a.exact) for a in answers} == {("elastic", 12288, 1.0, True)}
     found = read(tmp_path).ppl["t"]
     at = {start: list(range(start, start + 4096, 256)) for start in (4096, 8192)}
     assert found["none"] == found["truncate"] == dict(zip(at[4096], inside, strict=True))
