@@ -153,7 +153,7 @@ def shorten(path: Path, most: int = _KEPT) -> None:
         return
     # an entry begins with a comment line that holds its time
     at = data.find(b"\n# ", len(data) - most // 2)
-    temp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temp = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
     with os.fdopen(fd, "wb") as file:
         file.write(data[at:] if at >= 0 else b"")
