@@ -21,6 +21,7 @@ from benchmarks.elastic_growth import Growth, Reader, parse
 from benchmarks.elastic_models import MODELS, Measured, widened
 from mrrope_gguf import texts
 from mrrope_gguf.engine import loaded_library
+from mrrope_gguf.errors import EngineTrouble
 from mrrope_gguf.evals import snapshot
 from mrrope_gguf.evals.decode import Decoder
 from mrrope_gguf.evals.needles import ROOM, Haystack, answers, haystack
@@ -139,7 +140,12 @@ class Session:
         at = max((n for n in kept if n <= end), default=0)
         reader.settle(at)
         if at:
-            snapshot.restore(decoder, kept[at])
+            try:
+                snapshot.restore(decoder, kept[at])
+            except EngineTrouble:  # cut short, or of an older version: read it again
+                kept[at].unlink()
+                self._read_to(reader, decoder, growth, place, way, tokens, end)
+                return
         plain = growth.kind != "static"
         stop = min(end, window) if plain else end
         if at < stop:
