@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from . import __version__, cli_chat, cli_eval, cli_figures, cli_serve
 from .cli_order import arrange
@@ -45,12 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 1
     except OSError as error:
-        print(f"error: the system refused\n  why: {error}\n  fix: MRROPE_DEBUG=1 shows where", file=sys.stderr)
+        why = _shown(str(error))
+        print(f"error: the system refused\n  why: {why}\n  fix: MRROPE_DEBUG=1 shows where", file=sys.stderr)
         code = _debug(1)
         _drop_output()
         return code
     finally:
         gc.enable()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Its errors repeat arguments, and a shell's `*` makes those of whatever names lie in a folder."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(_shown(message))
 
 
 def _ready_streams() -> None:
@@ -158,7 +166,7 @@ def tokens(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="mrrope", description="A longer memory for any GGUF model: mixed-radix RoPE for llama.cpp, no training."
     )
     parser.add_argument("--version", action="version", version=f"mrrope {__version__}")

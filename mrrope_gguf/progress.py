@@ -7,6 +7,8 @@ import sys
 import time
 from collections.abc import Callable
 
+from .text import printable
+
 Progress = Callable[[int, int], None]  # (done, total)
 
 _WIDTH, _NARROW = 28, 8  # of the bar; narrower than that it says nothing
@@ -32,7 +34,7 @@ class Bar:
             return
         self.drawn = now
         line = self.line(done, total, now - self.start, _columns() - 1)
-        print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+        print(f"\r{printable(line)}\x1b[K", end="", file=sys.stderr, flush=True)
 
     def line(self, done: int, total: int, seconds: float, columns: int = 200) -> str:
         """The text of the bar after `seconds`: share, amount, rate, time left; at most `columns` wide.

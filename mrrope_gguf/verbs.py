@@ -6,12 +6,13 @@ import argparse
 import gc
 import json
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from .progress import Bar
+from .said import put
+from .said import say as _say
 from .text import printable
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def extend(args: argparse.Namespace) -> int:
     for line in _told(done):
         _say(line)
     if done.written:
-        print(done.path)
+        put(done.path)
     return 0
 
 
@@ -51,7 +52,7 @@ def revert(args: argparse.Namespace) -> int:
     with Bar("copying", _MB) as bar:
         done = run(args.model, args.dst, force=args.force, progress=bar)
     _say(f"the original, byte for byte: {_how(done)}")
-    print(done.path)
+    put(done.path)
     return 0
 
 
@@ -76,7 +77,7 @@ def doctor(args: argparse.Namespace) -> int:
 def demo_model(args: argparse.Namespace) -> int:
     from .fetch import SMOLLM2, fetch
 
-    print(fetch(SMOLLM2, _say))
+    put(fetch(SMOLLM2, _say))
     return 0
 
 
@@ -87,9 +88,9 @@ def texts(args: argparse.Namespace) -> int:
     found = [library.find(name) for name in dict.fromkeys(wanted)] or list(library.TEXTS.values())
     paths = [str(library.save(text.name, _say)) for text in found] if wanted else []
     if args.json:
-        print(json.dumps([text.to_json() for text in found], indent=2))
+        put(json.dumps([text.to_json() for text in found], indent=2))
     else:
-        print("\n".join(paths or [text.render() for text in found]))
+        put("\n".join(paths or [text.render() for text in found]))
     return 0
 
 
@@ -104,7 +105,7 @@ def lm_eval(args: argparse.Namespace) -> int:
         gen_kwargs=args.gen_kwargs, out=args.output, say=_say, n_ctx=args.n_ctx or None, method=args.method,
         scale=args.scale, **threads,
     )  # fmt: skip
-    print(done.render())
+    put(done.render())
     for path in done.files:
         _say(f"wrote {printable(str(path))}")
     return 0
@@ -137,7 +138,7 @@ def figure(args: argparse.Namespace) -> int:
 def demo(args: argparse.Namespace) -> int:
     from .demo import demo as run
 
-    print(run(Path(args.out), n_ctx=args.ctx_size, n_needles=args.needles, n_threads=args.threads, say=_say))
+    put(run(Path(args.out), n_ctx=args.ctx_size, n_needles=args.needles, n_threads=args.threads, say=_say))
     return 0
 
 
@@ -162,9 +163,9 @@ def build(args: argparse.Namespace) -> int:
 
         add_page(engine, Path(args.source) if args.source else None, _say)
     if args.json:
-        print(json.dumps(_engine_json(engine), indent=2))
+        put(json.dumps(_engine_json(engine), indent=2))
     else:
-        print(engine.path)
+        put(engine.path)
     return 0
 
 
@@ -174,7 +175,7 @@ def _list_engines(as_json: bool) -> int:
 
     found = store.installed()
     if as_json:
-        print(json.dumps([_engine_json(engine) for engine in found], indent=2))
+        put(json.dumps([_engine_json(engine) for engine in found], indent=2))
         return 0
     binding = binding_version()
     for engine in found:
@@ -182,8 +183,8 @@ def _list_engines(as_json: bool) -> int:
         parts = ", ".join([*there, *(["web page"] if page_of(engine) else [])])
         age = time.strftime("%Y-%m-%d %H:%M", time.localtime(engine.built))
         size = f"{engine.size / 1e6:.0f} MB"
-        print(f"{engine.key}  {find.state(engine, binding)}, {size}, built {age}  {parts}")
-        print(f"  {engine.path}")
+        put(f"{engine.key}  {find.state(engine, binding)}, {size}, built {age}  {parts}")
+        put(f"  {engine.path}")
     if not found:
         _say("nothing is built yet: `mrrope build`")
     return 0
@@ -207,12 +208,8 @@ class _LateBar(Bar):
 
 
 def _print(report: _Report, as_json: bool) -> int:
-    print(json.dumps(report.to_json(), indent=2) if as_json else report.render())
+    put(json.dumps(report.to_json(), indent=2) if as_json else report.render())
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _told(done: Extended) -> list[str]:

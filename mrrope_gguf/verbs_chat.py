@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from .progress import Bar
+from .said import put, say
 
 
 def export(args: argparse.Namespace) -> int:
@@ -14,8 +14,8 @@ def export(args: argparse.Namespace) -> int:
     with Bar("copying", ("MB", 1e6)) as bar:
         done = run(args.target, args.model, args.out, n_ctx=args.ctx_size, force=args.force, progress=bar)
     for note in done.notes:
-        print(note, file=sys.stderr, flush=True)
-    print(done.text)
+        say(note)
+    put(done.text)
     return 0
 
 

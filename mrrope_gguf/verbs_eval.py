@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import MrropeError, Refused
 from .progress import Bar, clock
+from .said import put
+from .said import say as _say
 from .text import printable
 
 if TYPE_CHECKING:
@@ -130,12 +131,8 @@ def _report(args: argparse.Namespace) -> int:
     done = report(args.out)
     for line in filter(None, done.missing.split("\n")):
         _say(line)
-    print(json.dumps(done.to_json(), indent=2) if args.json else done.render())
+    put(json.dumps(done.to_json(), indent=2) if args.json else done.render())
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 class _EvalBar(Bar):

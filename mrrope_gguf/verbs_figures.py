@@ -12,6 +12,7 @@ from typing import Any
 from .errors import Refused
 from .figures.common import Figure, check_data, picture_paths, write_data, write_picture
 from .progress import Bar
+from .said import put
 
 Say = Callable[[str], None]
 
@@ -22,7 +23,7 @@ def figure(args: argparse.Namespace, say: Say) -> int:
     data = check_data(args.data) if args.data else None
     pictures = picture_paths(args.out, args.kind) if args.out else []
     made = _MAKERS[args.kind](args, say)
-    print(json.dumps(made.to_json(), indent=1) if args.json else made.render())
+    put(json.dumps(made.to_json(), indent=1) if args.json else made.render())
     if data:
         write_data(made, data)
         say(f"numbers: {data}")

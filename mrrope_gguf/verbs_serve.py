@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import replace
 from pathlib import Path
+
+from .said import say as _say
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -47,7 +48,3 @@ def _model(args: argparse.Namespace) -> Path:
     from .hub import fetch
 
     return fetch(args.hf, say=_say).path
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
+from .said import put
+from .said import say as _say
 from .sessions import manage
 from .sessions.store import LIMIT, Store, limit_words
 from .text import printable
@@ -29,10 +30,10 @@ def sessions(args: argparse.Namespace) -> int:
 def _list(store: Store, as_json: bool) -> int:
     found = manage.sessions(store)
     if as_json:
-        print(json.dumps([one.to_json() for one in found], indent=2))
+        put(json.dumps([one.to_json() for one in found], indent=2))
         return 0
     for one in found:
-        print(one.render())
+        put(one.render())
     total = sum(one.size for one in found)
     _say(f"{limit_words(total)} of {limit_words(store.limit)} ({LIMIT}) in {printable(str(store.folder))}")
     return 0
@@ -41,7 +42,7 @@ def _list(store: Store, as_json: bool) -> int:
 def _show(store: Store, name: str, as_json: bool) -> int:
     values = manage.show(store, name)
     if as_json:
-        print(json.dumps(values, indent=2))
+        put(json.dumps(values, indent=2))
         return 0
     for part in ("file", "model", "tokens", "scale", "n_ctx", "size", "trouble"):
         if part in values:
@@ -49,14 +50,10 @@ def _show(store: Store, name: str, as_json: bool) -> int:
     for document, text in values.get("documents", []):
         _say(f"document {printable(document) or '(no name)'}, {len(text)} characters")
     for message in values.get("messages", []):
-        print(f"{message['role']}:\n{_lines(message['content'])}\n")
+        put(f"{message['role']}:\n{_lines(message['content'])}\n")
     return 0
 
 
 def _lines(text: str) -> str:
     """Text a model wrote, which may hold terminal escapes, line by line."""
     return "\n".join(printable(line, limit=1 << 20) for line in text.split("\n"))
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
