@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,27 +18,11 @@ from mrrope_gguf.sessions.memory import Memory
 from mrrope_gguf.sessions.store import Store
 from tests.filesystems import mounted
 from tests.patched import ROOT, run
-from tests.session_chat import left_over, open_small, small, states
+from tests.session_chat import left_over, open_small, states
 from tests.session_states import TEXT, fresh, keep, next_token, reader, refused
 
+pytest_plugins = ["tests.session_fixtures"]
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def llm(model: Path) -> Iterator[Any]:
-    loaded = open_small(model)
-    yield loaded
-    loaded.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "sessions"
 
 
 def test_killed_at_any_moment_it_holds_what_it_held(llm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +22,8 @@ from mrrope_gguf.verbs_sessions import sessions
 from tests.patched import run
 from tests.session_chat import BOOK, GREEDY, open_small, small, states
 
+pytest_plugins = ["tests.session_fixtures"]
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small(tmp_path_factory.mktemp("named"))
-
-
-@pytest.fixture(scope="module")
-def llm(model: Path) -> Iterator[Any]:
-    loaded = open_small(model)
-    yield loaded
-    loaded.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's data folder is the test's."""
-    monkeypatch.setenv("MRROPE_DATA", str(tmp_path))
-    return tmp_path / "sessions"
 
 
 def talk(llm: Any, name: str | None, *questions: str, **options: Any) -> ChatSession:

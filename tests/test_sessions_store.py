@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,8 @@ from mrrope_gguf.sessions.store import DEFAULT_LIMIT, LIMIT, Store, limit_in_byt
 from tests.session_chat import open_small, small, states
 from tests.session_states import TEXT, fresh, keep, next_token, reader, refused
 
+pytest_plugins = ["tests.session_fixtures"]
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="module")
-def llm(model: Path) -> Iterator[Any]:
-    loaded = open_small(model)
-    yield loaded
-    loaded.close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "sessions"
 
 
 def test_a_state_goes_on_bit_for_bit(llm: Any, folder: Path) -> None:
