@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Told apart by colour-blind readers too, and dark enough for thin lines on white.
 _COLOURS = ("#3b5bdb", "#e8590c", "#0c8599", "#ae3ec9", "#5c940d", "#c2255c", "#f08c00", "#495057", "#7f4f24")
 _INK, _GREY, _RULE = "#212529", "#868e96", "#e9ecef"
+_MANY = 5  # names in a legend; more would hide what is drawn, and stand beside the picture
 _CLIP = 2.5  # a perplexity line is cut where it leaves this many times the best series' worst value
 
 
@@ -87,9 +88,12 @@ def plot_perplexity(
     first = min(float(min(x)) for x, _ in series.values())
     last = max(float(max(x)) for x, _ in series.values())
     top = top or _CLIP * min(float(max(y)) for _, y in series.values())
-    for (name, (x, y)), colour in zip(series.items(), _colours_of(series, among), strict=True):
-        axes.plot(x, y, _dash(name, among), color=colour, label=name, marker="o", markersize=3.5, linewidth=2, zorder=3)
-        _mark_cut(axes, x, y, top, colour)
+    marked = 0
+    for i, ((name, (x, y)), colour) in enumerate(zip(series.items(), _colours_of(series, among), strict=True)):
+        width = 3.4 - 1.6 * i / len(series)  # a line that lies on another one shows around it
+        dash, size = _dash(name, among), 1.2 + width
+        axes.plot(x, y, dash, color=colour, label=name, marker="o", markersize=size, linewidth=width, zorder=3)
+        marked += _mark_cut(axes, x, y, top, colour, marked)
     highest = max(float(max(y)) for _, y in series.values())
     lowest = min(float(min(y)) for _, y in series.values())
     room = 0.12 * (min(highest, top) - lowest) or 0.1 * lowest
@@ -97,19 +101,20 @@ def plot_perplexity(
     if log2 or (log2 is None and first > 0 and last >= 16 * first and last >= 8 * (n_ctx_orig or 0)):
         axes.set_xscale("log", base=2)
     if n_ctx_orig is not None:
-        _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+        _rule_in_legend(axes, n_ctx_orig)
     _token_ticks(axes.xaxis)
     _finish(figure, axes, title, path)
 
 
-def _mark_cut(axes: Any, x: Values, y: Values, top: float, colour: str) -> None:
-    """Where a line leaves the picture, say how far it goes."""
+def _mark_cut(axes: Any, x: Values, y: Values, top: float, colour: str, line: int) -> bool:
+    """Where a line leaves the picture, say how far it goes, `line` lines of text below the edge; whether it does."""
     above = [i for i, value in enumerate(y) if float(value) > top]
     if above:
         after, before = above[0], max(above[0] - 1, 0)
         share = (top - float(y[before])) / ((float(y[after]) - float(y[before])) or 1.0)
         crossing = float(x[before]) + max(share, 0.0) * (float(x[after]) - float(x[before]))
-        _note(axes, f"up to {float(max(y)):,.0f}", (crossing, 1), (6, -4), colour, "left")
+        _note(axes, f"up to {float(max(y)):,.0f}", (crossing, 1), (6, -4 - 12 * line), colour, "left")
+    return bool(above)
 
 
 def plot_needles(series: Mapping[str, tuple[Values, Values]], n_ctx_orig: int, path: str | Path) -> None:
@@ -144,13 +149,13 @@ def plot_scores(
         raise ValueError("plot_scores needs series of as many lengths as scores, one or more of each")
     figure, axes = _canvas("length of the text (tokens)", "mean score (higher is better)")
     for i, ((name, (x, y)), colour) in enumerate(zip(series.items(), _colours_of(series, among), strict=True)):
-        size = 9 - 6 * i / len(series)  # a line that lies on another one shows around it
+        size = 8 - 4 * i / len(series)  # a line that lies on another one shows around it
         dash, width = _dash(name, among), size / 2.4
         axes.plot(x, y, dash, color=colour, label=name, marker="o", markersize=size, linewidth=width, zorder=3)
     axes.set_ylim(-0.04, 1.04)
     axes.set_xscale("log", base=2)
     if n_ctx_orig is not None:
-        _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+        _rule_in_legend(axes, n_ctx_orig)
     _token_ticks(axes.xaxis)
     _finish(figure, axes, title, path)
 
@@ -254,7 +259,7 @@ def plot_intervals(
         ends = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
         axes.errorbar(x, mean, ends, color=colour, label=name, fmt="o", markersize=5, capsize=3, linewidth=1.6)
     if n_ctx_orig is not None:
-        _rule(axes, n_ctx_orig, f"original context, {n_ctx_orig}")
+        _rule_in_legend(axes, n_ctx_orig)
     _token_ticks(axes.xaxis)
     _finish(figure, axes, title, path)
 
@@ -353,6 +358,12 @@ def _rule(axes: Any, x: float, text: str) -> None:
     _note(axes, text, (x, 0), (5, 6), _GREY, "left")
 
 
+def _rule_in_legend(axes: Any, n_ctx_orig: int) -> None:
+    """The original context where lines run along the edges of the picture: its name stands in the legend."""
+    line = {"color": _GREY, "linewidth": 1.1, "linestyle": (0, (4, 3)), "zorder": 1}
+    axes.axvline(n_ctx_orig, **line, label=f"original context, {n_ctx_orig}")
+
+
 def _note(axes: Any, text: str, at: tuple[float, float], shift: tuple[int, int], colour: str, side: str) -> None:
     """Small text beside (x in data, y as a fraction of the axes), `shift` points away and to that side of it."""
     axes.annotate(
@@ -363,7 +374,12 @@ def _note(axes: Any, text: str, at: tuple[float, float], shift: tuple[int, int],
 
 def _finish(figure: Any, axes: Any, title: str, path: str | Path, legend: str = "best") -> None:
     axes.set_title(title, loc="left", color=_INK, fontsize=12.5, fontweight="bold", pad=12)
-    axes.legend(loc=legend, frameon=True, framealpha=0.9, edgecolor="none", fontsize=10, labelcolor=_INK)
+    look = {"frameon": True, "framealpha": 0.9, "edgecolor": "none", "fontsize": 10, "labelcolor": _INK}
+    if legend == "best" and len(axes.get_legend_handles_labels()[0]) > _MANY:
+        figure.set_size_inches(10, 4.8)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, **look)
+    else:
+        axes.legend(loc=legend, **look)
     _save(figure, path)
 
 

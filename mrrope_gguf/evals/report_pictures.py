@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from math import exp
+from math import exp, log
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,9 +12,13 @@ from .. import plots
 from ..text import printable
 from .report_stats import Column, Summary, Table, Task, span
 from .report_words import Picture
+from .ways import STATIC
 
 Draw: TypeAlias = Callable[[Path], None]
 SUFFIXES = (".png", ".svg")
+MOST_ROWS = 21  # of a map
+BREAKDOWN = 1.6  # times a bucket's best perplexity: what is worse may leave the picture
+USUAL = {"none": "", "truncate": "", **dict.fromkeys(STATIC, "A"), "elastic": "C"}  # ways, and their modes
 
 
 def draw(summary: Summary, directory: Path) -> list[Picture]:
@@ -66,16 +70,18 @@ def _perplexity(name: str, table: Table, summary: Summary) -> Iterator[tuple[Pic
         what = printable(table.text, 60) if table.text else "all texts" if len(summary.ppl) > 1 else "one text"
         title = f"Perplexity by position, {what}"
         alt = f"{title}: a line for each way, in buckets of {summary.bucket}; the table has its values"
-        n, among, top = summary.results.n_ctx_orig, _labels(summary), _top([max(y) for _, y in series.values()])
+        n, among, top = summary.results.n_ctx_orig, _labels(summary), _top(_buckets(table))
         yield (
             Picture(name, alt),
             lambda path: plots.plot_perplexity(series, n, path, log2=True, title=title, among=among, top=top),
         )
 
 
-def _top(highest: list[float]) -> float:
-    """Where a perplexity picture ends: above every line that does not break down, so that those can be told apart."""
-    return 1.08 * max(value for value in highest if value <= 1.6 * min(highest))
+def _top(columns: list[Column]) -> float:
+    """Where a perplexity picture ends: above every value that is not far from its own bucket's best, as texts vary."""
+    shown = [[value.mean for value in column.values.values() if value.whole] for column in columns]
+    kept = [mean for means in shown for mean in means if mean <= min(means) + log(BREAKDOWN)]
+    return 1.08 * exp(min(max(kept), 300))
 
 
 def _differences(table: Table, summary: Summary) -> Iterator[tuple[Picture, Draw]]:
@@ -88,7 +94,7 @@ def _differences(table: Table, summary: Summary) -> Iterator[tuple[Picture, Draw
                 series.setdefault(_label(versus.way, summary), {})[middle] = versus.interval
     if series:
         title = "Against truncating, with 95 % intervals"
-        label = "perplexity against truncate's (%)"
+        label = "perplexity against truncate's, % (below 0: better)"
         alt = f"{title}: difference of perplexity by position, in per cent; below 0 the way is better than truncate"
         n, among, gap = summary.results.n_ctx_orig, _labels(summary), 0.6 * summary.bucket / len(series)
         yield (
@@ -101,9 +107,10 @@ def _scores(name: str, task: Task, summary: Summary) -> Iterator[tuple[Picture, 
     series: dict[str, tuple[list[int], list[float]]] = {}
     for column in task.table.columns:
         for way, value in column.values.items():
-            x, y = series.setdefault(_label(way, summary), ([], []))
-            x.append(column.end)
-            y.append(value.mean)
+            if value.whole:
+                x, y = series.setdefault(_label(way, summary), ([], []))
+                x.append(column.end)
+                y.append(value.mean)
     n, title = summary.results.n_ctx_orig, f"{printable(task.name, 60)}: score by length"
     if series:
         yield (
@@ -113,13 +120,14 @@ def _scores(name: str, task: Task, summary: Summary) -> Iterator[tuple[Picture, 
 
 
 def _maps(name: str, task: Task, summary: Summary) -> Iterator[tuple[Picture, Draw]]:
-    """Only for tasks whose needles lie at more than one depth."""
+    """Only for tasks whose needles lie at more than one depth; many depths are put together, a row for each tenth."""
+    row = _rows({a.depth for a in summary.results.answers[task.name] if a.depth is not None})
     cells: dict[str, dict[tuple[int, float], list[float]]] = {}
     for way in summary.results.ways:
         for a in summary.results.answers[task.name]:
             if a.way == way and a.depth is not None:
                 its = cells.setdefault(_label(way, summary), {})
-                its.setdefault((a.length, a.depth), []).append(a.score)
+                its.setdefault((a.length, row(a.depth)), []).append(a.score)
     if len({depth for its in cells.values() for _, depth in its}) < 2:
         return
     maps = {way: {at: sum(s) / len(s) for at, s in its.items()} for way, its in cells.items()}
@@ -128,12 +136,25 @@ def _maps(name: str, task: Task, summary: Summary) -> Iterator[tuple[Picture, Dr
     yield Picture(name, alt), lambda path: plots.plot_maps(maps, n, path, title=title)
 
 
+def _rows(depths: set[float]) -> Callable[[float], float]:
+    """The row of a depth, in per cent: its own where all make a grid, else the middle of its tenth of the text.
+
+    >>> [_rows(set(depths))(37.2) for depths in ((0, 37.2, 100), [i + 0.2 for i in range(60)])]
+    [37.2, 35.0]
+    """
+    if len(depths) <= MOST_ROWS:
+        return float
+    return lambda depth: 10.0 * min(int(depth // 10), 9) + 5
+
+
 def _buckets(table: Table) -> list[Column]:
     return [column for column in table.columns if column.label == span(column.start, column.end)]
 
 
 def _labels(summary: Summary) -> list[str]:
-    return [_label(way, summary) for way in summary.results.ways]
+    """All names, those that have a colour of their own first, measured or not: reports are laid side by side."""
+    usual = [f"{way} ({mode})" if mode else way for way, mode in USUAL.items()]
+    return list(dict.fromkeys([*usual, *(_label(way, summary) for way in summary.results.ways)]))
 
 
 def _label(way: str, summary: Summary) -> str:

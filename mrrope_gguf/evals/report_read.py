@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import BadFile, FileTrouble
 from .identity import HEAD, head_of
 from .runlog import parse
+from .ways import known
 
 BLOCK = 256  # positions whose mean loss is one number
 NAME = "results.jsonl"
@@ -24,7 +25,10 @@ Losses = dict[str, dict[str, dict[int, float]]]  # {text: {way: {first position 
 
 @dataclass(frozen=True)
 class Answer:
-    """One sample of a task: `depth` in per cent, `score` and `rouge1` from 0 to 1, `loss` in nats a token."""
+    """One sample of a task: `depth` in per cent, `score` and `rouge1` from 0 to 1, `loss` in nats a token.
+
+    tags: what its score must be named with, such as {"essay": "pd"}.
+    """
 
     task: str
     way: str
@@ -37,6 +41,7 @@ class Answer:
     loss: float | None = None
     said: str = ""
     expected: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,11 +57,11 @@ class Results:
 
     @property
     def ways(self) -> list[str]:
-        """Every way that was measured: in the head's order, then as they come."""
+        """Every way that was measured: in the order of ways.known(), so that reports can be laid side by side."""
         losses = (way for kind in (self.ppl, self.kl) for ways in kind.values() for way in ways)
         met = dict.fromkeys([*losses, *(a.way for many in self.answers.values() for a in many)])
-        known = [way for way in _dict(self.head.get("ways")) if way in met]
-        return list(dict.fromkeys([*known, *met]))
+        order = {way: i for i, way in enumerate(known())}
+        return sorted(met, key=lambda way: order.get(way, len(order)))
 
     @property
     def n_ctx_orig(self) -> int | None:
@@ -159,6 +164,7 @@ def _answer(key: str, task: str, run: Mapping[str, Any]) -> Answer:
         depth=_maybe(run.get("depth")), exact=run["exact"] if isinstance(run.get("exact"), bool) else None,
         rouge1=_maybe(run.get("rouge1")), loss=_maybe(run.get("loss")), said=str(run.get("said") or ""),
         expected=tuple(map(str, expected)) if isinstance(expected, list) else (),
+        tags={str(name): str(value) for name, value in _dict(run.get("tags")).items()},
     )  # fmt: skip
 
 
