@@ -82,7 +82,8 @@ def _start(summary: Summary) -> Iterator[Block]:
     model, engine = results.head.get("model"), results.head.get("engine")
     facts = [f"original context {n} tokens" if n else "the file does not say the model's original context"]
     if isinstance(model, dict):
-        facts += [f"{word} {model[word]}" for word in ("arch", "sha256") if model.get(word)]
+        named = {"arch": "architecture", "sha256": "content hash"}  # model_identity's is not the file's own sha256
+        facts += [f"{name} {str(model[word])[:16]}" for word, name in named.items() if model.get(word)]
     if isinstance(results.head.get("scale"), (int, float)):
         facts.append(f"S = {results.head['scale']:g}")
     if engine:
@@ -125,20 +126,25 @@ def _kl(summary: Summary) -> Iterator[Block]:
 
 def _task(summary: Summary, task: Task, i: int, drawn: dict[str, Picture]) -> Iterator[Block]:
     yield Para(gate(task))
+    if tagged := tags(summary.results.answers[task.name]):
+        yield Para(tagged)
     yield Items(tuple(verdict("score", c) for c in task.table.columns))
     yield from (drawn[name] for name in (f"scores-{i}", f"map-{i}") if name in drawn)
     yield grid(f"{task.name}: mean score by length, from 0 to 1", task.table, summary.results)
     rows = tuple((e.way, summary.results.mode(e.way), effective(e, task)) for e in task.effective)
     yield Grid(f"{task.name}: effective length", ("way", "mode", "effective length"), rows)
     answers = summary.results.answers[task.name]
-    for name, field in (("exact answers, share", "exact"), ("ROUGE-1 recall", "rouge1"), ("loss, nats", "loss")):
+    measures = [("ROUGE-1 recall", "rouge1"), ("loss of the right answer, nats a token", "loss")]
+    if any(a.exact is not None and a.exact != a.score for a in answers):  # else the score says it
+        measures.insert(0, ("exact answers, share", "exact"))
+    for name, field in measures:
         other = _means(task.name, name, field, answers, summary)
         if other is not None:
             yield other
     said = _said(answers, summary.results)
     if said:
         yield Grid(
-            f"{task.name}: a first answer of each way at its longest length",
+            f"{task.name}: one question, and what each way answered",
             ("way", "length", "depth %", "expected", "said"), said,
         )  # fmt: skip
 
@@ -162,14 +168,28 @@ def _means(task: str, name: str, field: str, answers: Sequence[Answer], summary:
     return Grid(f"{task}: {name}", ("way", "mode", *map(tokens, lengths)), tuple(rows)) if rows else None
 
 
+def tags(answers: Sequence[Answer]) -> str:
+    """What a task's scores must be named with: tags that all its samples share, and how many contexts were cut."""
+    shared = dict(answers[0].tags)
+    for a in answers:
+        shared = {name: value for name, value in shared.items() if a.tags.get(name) == value}
+    found = [", ".join(f"{name}={value}" for name, value in shared.items() if name != "cut")]
+    if cut := sum("cut" in a.tags for a in answers):
+        found.append(f"the middle of the context was cut out to fit the length in {cut} of {len(answers)} answers")
+    return f"Tagged: {'; '.join(filter(None, found))}." if any(found) else ""
+
+
 def _said(answers: Sequence[Answer], results: Results) -> tuple[tuple[str, ...], ...]:
+    """One question, and what each way answered: the first one at the longest length that most ways were asked."""
+    asked: dict[tuple[int, str], dict[str, Answer]] = {}
+    for a in answers:
+        asked.setdefault((a.length, a.sample), {})[a.way] = a
+    one = asked[max(asked, key=lambda key: (len(asked[key]), key[0]))]
     rows = []
-    for way in results.ways:
-        mine = [a for a in answers if a.way == way and a.said]
-        if mine:
-            a = max(mine, key=lambda each: each.length)
-            depth = "" if a.depth is None else f"{a.depth:g}"
-            rows.append((way, tokens(a.length), depth, ", ".join(a.expected)[:200], a.said[:200]))
+    for a in (one[way] for way in results.ways if way in one):
+        depth = "" if a.depth is None else f"{a.depth:g}"
+        if a.said or a.expected:  # results of other programs may keep neither
+            rows.append((a.way, tokens(a.length), depth, ", ".join(a.expected)[:200], a.said[:200] or "(nothing)"))
     return tuple(rows)
 
 
@@ -253,15 +273,14 @@ def effective(its: Effective, task: Task) -> str:
         return "unknown: the base score is 0"
     gated = "" if task.gated else ", not gated in"
     if its.length is None:
-        return f"none{gated}"
+        return f"at no length{gated}"
     dips = f" (but not at {', '.join(map(tokens, its.dips))})" if its.dips else ""
     return f"{tokens(its.length)}{dips}{gated}"
 
 
 def _notes(summary: Summary) -> Iterator[str]:
     yield (
-        "truncate is the unextended model given only the last tokens that fit its window. It is a row of its own in"
-        " every table."
+        "truncate is the unextended model given only the last tokens that fit its window; inside the window it is none."
     )
     if summary.ppl or summary.kl:
         yield (
