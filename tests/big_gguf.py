@@ -149,7 +149,7 @@ class Run:
 
 def measured(*args: str | os.PathLike[str], timeout: float = 120) -> Run:
     """`mrrope` with these arguments in a process of its own; without any, an interpreter that does nothing."""
-    command = [sys.executable, "-c", _PROGRAM, *map(os.fspath, args)]
+    command = [sys.executable, "-c", _PROGRAM, *(os.fspath(arg) for arg in args)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     *said, counts = done.stdout.rstrip("\n").split("\n")
     found = json.loads(counts)
