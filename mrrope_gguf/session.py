@@ -120,7 +120,10 @@ class ChatSession:
         if not tokens:
             return True
         self._check_room(len(tokens))
-        return self._reader.bring(tokens, opening=len(self._opening()), progress=self._on_progress, stop=stop)
+        done = self._reader.bring(tokens, opening=len(self._opening()), progress=self._on_progress, stop=stop)
+        if done:
+            self._reader.secure()
+        return done
 
     def say(self, text: str, *, stop: Stop | None = None, **sampling: Any) -> Iterator[str]:
         """Ask, and get the answer in pieces as they are written. It runs as far as the pieces are taken.
@@ -260,6 +263,8 @@ class ChatSession:
                 written.append(token)
                 if shown := stream.push(self.vocabulary.piece(token)):
                     yield shown
+                if len(written) == 1:
+                    self._reader.secure()
                 if reason := self._reason(len(written), stream, sampling, stop):
                     break
                 memory.read([token])

@@ -82,9 +82,12 @@ class Reader:
         finally:
             read, seconds = self.memory.n - begin, time.monotonic() - now
             self.last = Reading(len(tokens), begin - restored, restored, read, now - began, seconds)
+        return True
+
+    def secure(self) -> None:
+        """Save what the last prompt left in memory, if reading it took long. It takes a while: not before an answer."""
         if self.last.read_seconds >= SLOW and self.unsaved >= SAVE_FROM:
             self.save()
-        return True
 
     def save(self) -> bool:
         """Save what the memory holds; False, with a note, where that was not possible."""
