@@ -30,10 +30,15 @@ def texts(yarn: float | None, truncate: float | None, n: int = 16) -> Iterator[d
             yield ppl("t", way, [2.0] * 4 + [loss] * (n - 4))
 
 
-def needles(yarn: int, truncate: int, n: int = 10, base: float = 1.0) -> Iterator[dict[str, Any]]:
-    """So many of `n` questions at 4096 tokens right; `base` is the unextended model's score in its window."""
-    for way, right in (("yarn", yarn), ("truncate", truncate)):
-        yield from (answer("needle", way, 4096, str(i), float(i < right)) for i in range(n))
+def needles(
+    yarn: int, truncate: int, n: int = 10, base: float = 1.0, loss: float | None = None
+) -> Iterator[dict[str, Any]]:
+    """So many of `n` questions at 4096 tokens right; `base` is the unextended model's score in its window.
+
+    loss: of yarn's right answers, in nats, where truncate's is 1.
+    """
+    for way, right, its in (("yarn", yarn, loss), ("truncate", truncate, loss and 1.0)):
+        yield from (answer("needle", way, 4096, str(i), float(i < right), loss=its) for i in range(n))
     yield answer("needle", "none", 512, "0", base)
 
 
@@ -66,7 +71,7 @@ def test_a_method_that_does_neither(tmp_path: Path) -> None:
 def test_lengths_past_the_window_count_together_and_others_do_not(tmp_path: Path) -> None:
     """Four of four at each of two lengths are too few alone; in the window truncate is none."""
     lines = [
-        answer("needle", way, length, str(i), float(way == "yarn" or length == 1024))
+        answer("needle", way, length, str(i), float(way == "yarn" or length == 1024), loss=None)
         for way in ("yarn", "truncate", "none") for length in (1024, 2048, 4096) for i in range(4)
     ]  # fmt: skip
     (words,) = said(tmp_path, *lines)
@@ -95,14 +100,33 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
         "no text reaches there": [*texts(2.0, 2.0, n=4)],
         "truncate was not measured there": [*texts(2.0, None)],
         "yarn was not measured there": [*texts(None, 2.0), *texts(2.0, None, n=4)],
-        "yarn is not finished there": [*texts(None, 2.0), *texts(2.0, None, n=8)],
-        "truncate is not finished there": [*texts(2.0, None), *texts(None, 2.0, n=8)],
+        "no text by both was measured there": [*texts(None, 2.0), {**ppl("u", "yarn", [2.0] * 16)}],
         "under 6 pairs of blocks": [*texts(2.0, 2.0, n=8)],
     }
     for why, lines in cases.items():
         assert said(tmp_path / why, *lines) == [f"{lacking} ({why}), {unknown}"]
     (words,) = said(tmp_path / "tasks alone", *needles(10, 0))
     assert words.startswith(f"{lacking} (it was not measured), but it retrieves what truncate cannot: needle 1.00")
+
+
+def test_what_both_have_read_is_compared(tmp_path: Path) -> None:
+    """A pass that was cut short is no reason to say nothing, and the report says how much it was."""
+    one = said(tmp_path / "1", *texts(None, 2.0), *texts(2.2, None, n=12))
+    two = said(tmp_path / "2", *texts(2.2, None), *texts(None, 2.0, n=12), ppl("u", "yarn", [2.0] * 16))
+    for (words,), n in ((one, 12), (two, 24)):
+        assert f"(+22.1 %, +22.1 to +22.1: worse, over the 8 of {n} blocks that both have read)" in words
+
+
+def test_likelier_answers_are_told_also_of_a_hard_task(tmp_path: Path) -> None:
+    """A score of nothing against nothing says nothing; the losses of the right answers do."""
+    for loss, words in ((0.5, "likelier"), (2.5, "less likely")):
+        (found,) = said(tmp_path / words, *needles(0, 0, base=0.2, loss=loss))
+        assert found.endswith(
+            f"right answers are {words} than for truncate (nats a token): needle {loss:.2f} against 1.00 "
+            f"({loss - 1:+.3g}, {loss - 1:+.3g} to {loss - 1:+.3g})."
+        )
+    (found,) = said(tmp_path / "alike", *needles(0, 0, loss=1.0))
+    assert "likel" not in found
 
 
 def test_a_task_too_hard_for_the_model_shows_nothing(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_exact_answers_have_a_table_where_the_score_is_another(tmp_path: Path) -
     for score, wanted in ((1.0, False), (0.5, True)):
         found = grids(content(tmp_path / str(score), [answer("vt", "none", 512, "0", score)]))
         assert ("vt: exact answers, share" in found) is wanted
-        assert "vt: loss of the right answer, nats a token" in found
+        assert "vt: mean loss of the right answer, nats a token" in found
 
 
 def test_a_model_is_named_by_what_its_hash_is(tmp_path: Path) -> None:

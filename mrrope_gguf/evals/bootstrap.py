@@ -25,7 +25,13 @@ class Interval(NamedTuple):
 
 
 def paired(
-    ours: Sequence[Blocks], theirs: Sequence[Blocks], *, level: float = 0.95, draws: int = 10000, seed: int = 0
+    ours: Sequence[Blocks],
+    theirs: Sequence[Blocks],
+    *,
+    level: float = 0.95,
+    draws: int = 10000,
+    seed: int = 0,
+    fixed: bool = False,
 ) -> Interval:
     """Mean of ours - theirs, with its bootstrap interval. Each text is one row of block means, all alike in length.
 
@@ -45,7 +51,7 @@ def paired(
         np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64) for a, b in zip(ours, theirs, strict=True)
     ]
     means = np.stack([row[rng.integers(0, len(row), (draws, len(row)))].mean(1) for row in rows])  # (texts, draws)
-    if len(rows) > 2:
+    if len(rows) > 2 and not fixed:
         drawn = rng.integers(0, len(rows), (len(rows), draws))
         means = np.take_along_axis(means, drawn, axis=0)
     low, high = np.quantile(means.mean(0), [(1 - level) / 2, (1 + level) / 2])

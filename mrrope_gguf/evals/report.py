@@ -10,7 +10,7 @@ from ..errors import FileTrouble, MrropeError
 from .report_pages import html, markdown, numbers
 from .report_pictures import draw
 from .report_read import read
-from .report_stats import Column, Summary, Table, Versus, summarize
+from .report_stats import Column, Summary, Table, Task, Versus, summarize
 from .report_words import Picture, blocks, effective, verdict
 
 
@@ -25,19 +25,11 @@ class Report:
     def to_json(self) -> dict[str, object]:
         """The summary's numbers: perplexity tables in nats, intervals as [mean, low, high]."""
         s = self.summary
-        tasks = [
-            {
-                **_table(task.table),
-                "base": task.base,
-                "gated": task.gated,
-                "effective": {e.way: {"length": e.length, "shown": effective(e, task)} for e in task.effective},
-            }
-            for task in s.tasks
-        ]
-        tables = {"ppl": [_table(t) for t in s.ppl], "kl": [_table(t) for t in s.kl], "tasks": tasks}
+        tables = {"ppl": [_table(t) for t in s.ppl], "kl": [_table(t) for t in s.kl]}
+        tasks = {"ruler": [_task(t) for t in s.ruler], "tasks": [_task(t) for t in s.tasks]}
         facts = {"n_ctx_orig": s.results.n_ctx_orig, "ways": {way: s.results.mode(way) for way in s.results.ways}}
         lines = {"skipped_lines": s.results.skipped, "other_lines": dict(s.results.others)}
-        return {"files": [str(path) for path in self.files], "bucket": s.bucket, **facts, **lines, **tables}
+        return {"files": [str(path) for path in self.files], "bucket": s.bucket, **facts, **lines, **tables, **tasks}
 
     def render(self) -> str:
         """The files' paths, one a line: the page last."""
@@ -85,6 +77,12 @@ def _write(path: Path, text: str) -> Path:
     with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n")
     return path
+
+
+def _task(task: Task) -> dict[str, object]:
+    losses = {"losses": _table(task.losses)} if task.losses else {}
+    longest = {e.way: {"length": e.length, "shown": effective(e, task)} for e in task.effective}
+    return {**_table(task.table), **losses, "base": task.base, "gated": task.gated, "effective": longest}
 
 
 def _table(table: Table) -> dict[str, object]:

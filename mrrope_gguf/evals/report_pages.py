@@ -151,7 +151,8 @@ def numbers(summary: Summary) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, FIELDS, restval="", lineterminator="\n")
     writer.writeheader()
-    for table in (*summary.ppl, *summary.kl, *(task.table for task in summary.tasks)):
+    tasks = (table for task in (*summary.ruler, *summary.tasks) for table in (task.table, task.losses) if table)
+    for table in (*summary.ppl, *summary.kl, *tasks):
         for column in table.columns:
             writer.writerows({**row, **_where(table, column, summary, row["way"])} for row in _rows(table, column))
     for task in summary.tasks:
@@ -160,18 +161,19 @@ def numbers(summary: Summary) -> str:
 
 
 def _where(table: Table, column: Column, summary: Summary, way: object) -> dict[str, object]:
-    text = table.text or ("" if table.kind == "score" else "all texts")
+    of_task = table.kind in ("score", "loss")
+    text = table.text or ("" if of_task else "all texts")
     if table.kind == "kl":
         text = column.label
     place = {"column": _csv(column.label), "start": column.start, "end": column.end}
-    measure = table.name if table.kind == "score" else table.kind
+    measure = table.name if of_task else table.kind
     return {"measure": _csv(measure), "text": _csv(text), "mode": summary.results.mode(str(way)), **place}
 
 
 def _rows(table: Table, column: Column) -> Iterator[dict[str, object]]:
     for way, value in column.values.items():
         mean = exp(min(value.mean, 700)) if table.kind == "ppl" else value.mean
-        metric = {"ppl": "perplexity", "kl": "nats"}.get(table.kind, "score")
+        metric = {"ppl": "perplexity", "kl": "nats", "loss": "loss, nats"}.get(table.kind, "score")
         yield {"way": _csv(way), "metric": metric, "value": mean, "n": value.n, "whole": int(value.whole)}
     metric = "difference, score" if table.kind == "score" else "difference, nats"
     for versus in dict.fromkeys((*column.rivals, *column.truncate)):

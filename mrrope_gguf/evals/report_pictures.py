@@ -52,6 +52,8 @@ def _pictures(summary: Summary) -> Iterator[tuple[Picture, Draw]]:
         yield from _perplexity(name, table, summary)
     if summary.ppl:
         yield from _differences(summary.ppl[0], summary)
+    for i, task in enumerate(summary.ruler):
+        yield from _scores(f"ruler-{i}", task, summary)
     for i, task in enumerate(summary.tasks):
         yield from _scores(f"scores-{i}", task, summary)
         yield from _maps(f"map-{i}", task, summary)

@@ -10,11 +10,13 @@ from statistics import fmean
 from ..errors import MrropeError
 from .bootstrap import Interval, paired
 from .report_read import BLOCK, Answer, Results
+from .ruler_tasks import CORE, OFFLINE
 
 SHARE = 0.85  # of the base score, for a length to be effective
 GATE = 0.5  # the unextended model's score in its window, for a task to say anything about extending it
 FEWEST = 6  # pairs, for an interval: less cannot exclude 0 at 95 % by signs alone
 DRAWS = 4000
+RULER = {f"RULER core ({len(CORE)} tasks)": CORE, f"RULER-{len(OFFLINE)} (offline)": OFFLINE}
 Rows = Mapping[str, Mapping[str, Mapping[str, float]]]  # {way: {text: {block or sample: value}}}
 
 
@@ -52,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """`kind`: ppl or kl (means are nats, lower is better) or score (0 to 1); `text`: None for all texts together."""
+    """`kind`: ppl, kl or loss (means are nats, lower is better), or score (0 to 1); `text`: None for all together."""
 
     kind: str
     name: str
@@ -71,12 +73,16 @@ class Effective:
 
 @dataclass(frozen=True)
 class Task:
-    """A task's scores by length. `base`: the unextended model's mean in its window, None where it was not measured."""
+    """A task's scores by length, and the losses of its right answers, where there are any.
+
+    base: the unextended model's mean score in its window, None where it was not measured.
+    """
 
     name: str
     table: Table
     base: float | None
     effective: tuple[Effective, ...]
+    losses: Table | None = None
 
     @property
     def gated(self) -> bool:
@@ -85,13 +91,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Summary:
-    """All tables. `ppl` and `kl`: all texts together first (where there are several), then each."""
+    """All tables. `ppl` and `kl`: all texts together first (where there are several), then each.
+
+    ruler: means over RULER's tasks, where all of a group were measured.
+    """
 
     results: Results
     bucket: int
     ppl: tuple[Table, ...]
     kl: tuple[Table, ...]
     tasks: tuple[Task, ...]
+    ruler: tuple[Task, ...] = ()
 
     @property
     def past(self) -> Column | None:
@@ -114,7 +124,8 @@ def summarize(results: Results, bucket: int | None = None) -> Summary:
     width = bucket or bucket_width(longest, results.n_ctx_orig)
     spans = _spans(longest, width, results.n_ctx_orig)
     tasks = tuple(_task(results, name) for name in results.answers)
-    return Summary(results, width, tuple(_ppl(results, spans)), tuple(_kl(results)), tasks)
+    ruler = tuple(_ruler(results))
+    return Summary(results, width, tuple(_ppl(results, spans)), tuple(_kl(results)), tasks, ruler)
 
 
 def bucket_width(longest: int, n_ctx_orig: int | None) -> int:
@@ -185,16 +196,39 @@ def _kl(results: Results) -> Iterable[Table]:
 
 def _task(results: Results, name: str) -> Task:
     answers = results.answers[name]
-    columns = []
-    for length in sorted({a.length for a in answers}):
-        rows: dict[str, dict[str, dict[str, float]]] = {way: {} for way in results.ways}
-        for a in answers:
-            if a.length == length:
-                rows[a.way].setdefault(name, {})[a.sample] = a.score
-        columns.append(column(tokens(length), length, length, rows, lowest=False))
-    table = Table("score", name, None, tuple(columns))
+    table = Table("score", name, None, _columns(results.ways, [answers]))
+    known = [a for a in answers if a.loss is not None]
+    losses = Table("loss", name, None, _columns(results.ways, [known], losses=True)) if known else None
     base = base_score(answers, results.n_ctx_orig)
-    return Task(name, table, base, tuple(_effective(table, way, base) for way in results.ways if _has(table, way)))
+    return Task(name, table, base, _effectives(table, results.ways, base), losses)
+
+
+def _columns(ways: Sequence[str], tasks: Sequence[Sequence[Answer]], *, losses: bool = False) -> tuple[Column, ...]:
+    """A column for each length at which every task was put to somebody. Tasks weigh alike: they are all there are."""
+    lengths = set.intersection(*({a.length for a in answers} for answers in tasks))
+    columns = []
+    for length in sorted(lengths):
+        rows: dict[str, dict[str, dict[str, float]]] = {way: {} for way in ways}
+        for answers in tasks:
+            for a in answers:
+                if a.length == length:
+                    value = a.loss if losses and a.loss is not None else a.score
+                    rows[a.way].setdefault(a.task, {})[a.sample] = value
+        columns.append(column(tokens(length), length, length, rows, lowest=losses, fixed=True))
+    return tuple(columns)
+
+
+def _ruler(results: Results) -> Iterable[Task]:
+    """RULER's mean over the tasks that need no text, and over all that work offline: each only where all were put."""
+    for name, names in RULER.items():
+        tasks = [results.answers.get(f"ruler/{each}", []) for each in names]
+        columns = _columns(results.ways, tasks) if all(tasks) else ()
+        if columns:
+            table = Table("score", name, None, columns)
+            bases = [base_score(answers, results.n_ctx_orig) for answers in tasks]
+            known = [base for base in bases if base is not None]
+            base = fmean(known) if len(known) == len(tasks) else None
+            yield Task(name, table, base, _effectives(table, results.ways, base))
 
 
 def _has(table: Table, way: str) -> bool:
@@ -210,15 +244,23 @@ def base_score(answers: Sequence[Answer], n_ctx_orig: int | None) -> float | Non
     return None
 
 
+def _effectives(table: Table, ways: Sequence[str], base: float | None) -> tuple[Effective, ...]:
+    return tuple(_effective(table, way, base) for way in ways if _has(table, way))
+
+
 def _effective(table: Table, way: str, base: float | None) -> Effective:
-    scores = {c.end: c.values[way].mean for c in table.columns if way in c.values}
+    """Only lengths that the way has finished count."""
+    scores = {c.end: c.values[way].mean for c in table.columns if way in c.values and c.values[way].whole}
     reached = [n for n, score in scores.items() if base and score >= SHARE * base - 1e-12]
     longest = max(reached, default=None)
     return Effective(way, longest, tuple(n for n in scores if longest and n < longest and n not in reached))
 
 
-def column(label: str, start: int, end: int, rows: Rows, *, lowest: bool) -> Column:
-    """Means by way, texts weighing alike, and the best of those that have all there is, against the others."""
+def column(label: str, start: int, end: int, rows: Rows, *, lowest: bool, fixed: bool = False) -> Column:
+    """Means by way, texts weighing alike, and the best of those that have all there is, against the others.
+
+    fixed: as for bootstrap.paired.
+    """
     wanted: dict[str, set[str]] = {}
     for texts in rows.values():
         for text, cells in texts.items():
@@ -236,15 +278,14 @@ def column(label: str, start: int, end: int, rows: Rows, *, lowest: bool) -> Col
     top = (min if lowest else max)(whole.values(), default=0.0)
     best = tuple(way for way, mean in whole.items() if math.isclose(mean, top, rel_tol=1e-12, abs_tol=1e-15))
     signs = not lowest
-    rivals = tuple(versus(rows, way, best[0], signs=signs) for way in whole if way not in best)
-    truncate = tuple(
-        versus(rows, way, "truncate", signs=signs) for way in whole if "truncate" in whole and way != "truncate"
-    )
+    others = [way for way in whole if "truncate" in whole and way != "truncate"]
+    rivals = tuple(versus(rows, way, best[0], signs=signs, fixed=fixed) for way in whole if way not in best)
+    truncate = tuple(versus(rows, way, "truncate", signs=signs, fixed=fixed) for way in others)
     return Column(label, start, end, values, best, rivals, truncate)
 
 
-def versus(rows: Rows, way: str, other: str, *, signs: bool) -> Versus:
-    """way - other with its interval. signs: the pairs' signs must agree that there is a difference.
+def versus(rows: Rows, way: str, other: str, *, signs: bool, fixed: bool = False) -> Versus:
+    """way - other with its interval. signs: the pairs' signs must agree that there is a difference. fixed: as above.
 
     Scores are mostly 0 or 1, and the bootstrap of a few such is surer than it may be.
     """
@@ -252,7 +293,7 @@ def versus(rows: Rows, way: str, other: str, *, signs: bool) -> Versus:
     pairs = [[rows[other][text][key] for key in cells] for text, cells in sorted(rows[way].items())]
     if sum(map(len, ours)) < FEWEST:
         return Versus(way, other, None, False)
-    found = paired(ours, pairs, draws=DRAWS)
+    found = paired(ours, pairs, draws=DRAWS, fixed=fixed)
     real = found.low > 0 or found.high < 0
     if signs:
         differences = [a - b for row, its in zip(ours, pairs, strict=True) for a, b in zip(row, its, strict=True)]

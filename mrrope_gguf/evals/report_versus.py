@@ -6,12 +6,12 @@ the window, and that of each task's scores there, all lengths together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import expm1
 from statistics import fmean
 
-from .report_stats import FEWEST, GATE, Summary, Task, Versus, versus
+from .report_stats import FEWEST, GATE, Rows, Summary, Task, Versus, versus
 
 RULE = (
     "Truncating is what a user can do today: the unextended model, given the last tokens alone. A method that does not"
@@ -23,20 +23,19 @@ _NOT = "not compared with truncate at perplexity past the window"
 
 @dataclass(frozen=True)
 class Retrieval:
-    """A task past the window, all lengths together: mean scores of the way and of truncate, from 0 to 1.
+    """A task past the window, all lengths together, over the questions that the way and truncate were both asked.
 
-    n: questions that both were asked. versus: their difference, as report_stats.versus has it.
+    ours, theirs: mean scores from 0 to 1, or mean losses of the right answer in nats a token. versus: their difference.
     """
 
     task: str
     ours: float
     theirs: float
-    n: int
     versus: Versus
 
     @property
-    def verdict(self) -> int:
-        """1 where the way really retrieves more, -1 where less, 0 where they are not told apart."""
+    def sign(self) -> int:
+        """1 where the way's mean is really the higher, -1 where it is the lower, 0 where they are not told apart."""
         if not self.versus.real or self.versus.interval is None:
             return 0
         return 1 if self.versus.interval.low > 0 else -1
@@ -80,25 +79,34 @@ def against_truncate(summary: Summary) -> Iterator[str]:
         yield f"{', '.join(ways)}: {words}."
 
 
-def retrievals(way: str, summary: Summary) -> list[Retrieval]:
-    """The tasks that the way and truncate were both asked past the window, but for those too hard for the model."""
-    return [
-        found for task in summary.tasks if not _too_hard(task) and (found := _retrieval(way, task, summary)) is not None
-    ]
+def _retrievals(way: str, summary: Summary, *, losses: bool = False) -> list[Retrieval]:
+    """Each task that both were asked past the window: by score, but for those too hard for the model; or by loss."""
+    tasks = [task for task in summary.tasks if losses or not _too_hard(task)]
+    return [found for task in tasks if (found := _retrieval(way, task, summary, losses)) is not None]
 
 
-def _retrieval(way: str, task: Task, summary: Summary) -> Retrieval | None:
+def _retrieval(way: str, task: Task, summary: Summary, losses: bool) -> Retrieval | None:
     n_ctx = summary.results.n_ctx_orig
-    scores: dict[str, dict[str, float]] = {way: {}, "truncate": {}}
+    values: dict[str, dict[str, float]] = {way: {}, "truncate": {}}
     for a in summary.results.answers[task.name]:
-        if n_ctx is not None and a.length > n_ctx and a.way in scores:
-            scores[a.way][f"{a.length}/{a.sample}"] = a.score
-    both = sorted(scores[way].keys() & scores["truncate"].keys())
-    if not both:
+        value = a.loss if losses else a.score
+        if n_ctx is not None and a.length > n_ctx and a.way in values and value is not None:
+            values[a.way][f"{a.length}/{a.sample}"] = value
+    rows = _common(way, {task.name: values})
+    if not rows:
         return None
-    rows = {name: {task.name: {key: its[key] for key in both}} for name, its in scores.items()}
     ours, theirs = (fmean(rows[name][task.name].values()) for name in (way, "truncate"))
-    return Retrieval(task.name, ours, theirs, len(both), versus(rows, way, "truncate", signs=True))
+    return Retrieval(task.name, ours, theirs, versus(rows, way, "truncate", signs=not losses))
+
+
+def _common(way: str, texts: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Rows:
+    """What the way and truncate both have, {way: {text: {block or sample: value}}}; empty where that is nothing."""
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for text, ways in texts.items():
+        for key in sorted(ways.get(way, {}).keys() & ways.get("truncate", {}).keys()):
+            for name in (way, "truncate"):
+                rows.setdefault(name, {}).setdefault(text, {})[key] = ways[name][key]
+    return rows
 
 
 def _too_hard(task: Task) -> bool:
@@ -107,8 +115,8 @@ def _too_hard(task: Task) -> bool:
 
 def _sentence(way: str, summary: Summary) -> str:
     perplexity, beats = _perplexity(way, summary)
-    found = retrievals(way, summary)
-    more, alike, less = ("; ".join(r.words() for r in found if r.verdict == sign) for sign in (1, 0, -1))
+    found = _retrievals(way, summary)
+    more, alike, less = ("; ".join(r.words() for r in found if r.sign == sign) for sign in (1, 0, -1))
     if more:
         retrieves = f"{'and' if beats else 'but'} it retrieves what truncate cannot: {more}"
     elif found:
@@ -118,23 +126,39 @@ def _sentence(way: str, summary: Summary) -> str:
     others = [f"not told apart from truncate: {alike}"] * bool(alike) + [f"retrieves less: {less}"] * bool(less)
     if hard := [task.name for task in summary.tasks if _too_hard(task)]:
         others.append(f"not counted, since the unextended model fails in its own window: {', '.join(hard)}")
+    for sign, word in ((-1, "likelier"), (1, "less likely")):
+        if said := [r.words() for r in _retrievals(way, summary, losses=True) if r.sign == sign]:
+            others.append(f"right answers are {word} than for truncate (nats a token): {', '.join(said)}")
     return "; ".join([f"{perplexity}, {retrieves}", *others])
 
 
 def _perplexity(way: str, summary: Summary) -> tuple[str, bool]:
-    """What is known of its perplexity past the window, and whether that beats truncation's."""
+    """What is known of its perplexity past the window, over what both have read, and whether it beats truncation's."""
     past = summary.past
     if past is None:
         return f"{_NOT} ({'no text reaches there' if summary.ppl else 'it was not measured'})", False
-    for name in ("truncate", way):
-        if name not in past.values:
-            return f"{_NOT} ({name} was not measured there)", False
-        if not past.values[name].whole:
-            return f"{_NOT} ({name} is not finished there)", False
-    its = next(each for each in past.truncate if each.way == way)
+    texts = {
+        text: {
+            name: {str(at): loss for at, loss in blocks.items() if past.start <= at < past.end}
+            for name, blocks in ways.items()
+        }
+        for text, ways in summary.results.ppl.items()
+    }
+    rows = _common(way, texts)
+    if not rows:
+        lacking = next((name for name in ("truncate", way) if name not in past.values), "no text by both")
+        return f"{_NOT} ({lacking} was {'' if lacking.startswith('no') else 'not '}measured there)", False
+    its = versus(rows, way, "truncate", signs=False)
     if its.interval is None:
         return f"{_NOT} (under {FEWEST} pairs of blocks)", False
+    n, whole = (sum(map(len, each)) for each in (rows[way].values(), _every(texts)))
+    part = f", over the {n} of {whole} blocks that both have read" if n < whole else ""
     if its.real and its.interval.high < 0:
-        return f"beats truncate at perplexity past the window ({difference('ppl', its)})", True
+        return f"beats truncate at perplexity past the window ({difference('ppl', its)}{part})", True
     sure = "worse" if its.real else "not told apart"
-    return f"does not beat truncate at perplexity past the window ({difference('ppl', its)}: {sure})", False
+    return f"does not beat truncate at perplexity past the window ({difference('ppl', its)}: {sure}{part})", False
+
+
+def _every(texts: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[set[str]]:
+    """Of each text, the blocks that any way has."""
+    return [set().union(*ways.values()) for ways in texts.values()]

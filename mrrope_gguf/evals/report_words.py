@@ -66,6 +66,8 @@ def blocks(summary: Summary, pictures: Sequence[Picture]) -> list[Block]:
         found += [Heading("Perplexity by position"), *_ppl(summary, drawn)]
     if summary.kl:
         found += [Heading("What extending costs in the window"), *_kl(summary)]
+    for i, task in enumerate(summary.ruler):
+        found += [Heading(task.name), *_ruler(summary, task, i, drawn)]
     for i, task in enumerate(summary.tasks):
         found += [Heading(f"Task {task.name}"), *_task(summary, task, i, drawn)]
     return [*found, Heading("How to read this"), Items(tuple(_notes(summary)))]
@@ -124,6 +126,19 @@ def _kl(summary: Summary) -> Iterator[Block]:
         yield grid("Mean KL divergence from the original model's predictions, nats a token", table, summary.results)
 
 
+def _ruler(summary: Summary, task: Task, i: int, drawn: dict[str, Picture]) -> Iterator[Block]:
+    yield Para(gate(task))
+    yield Items(tuple(verdict("score", c) for c in task.table.columns))
+    yield from (drawn[name] for name in (f"ruler-{i}",) if name in drawn)
+    yield grid(f"{task.name}: mean of the tasks' scores by length, from 0 to 1", task.table, summary.results)
+    yield _effective(summary, task)
+
+
+def _effective(summary: Summary, task: Task) -> Grid:
+    rows = tuple((e.way, summary.results.mode(e.way), effective(e, task)) for e in task.effective)
+    return Grid(f"{task.name}: effective length", ("way", "mode", "effective length"), rows)
+
+
 def _task(summary: Summary, task: Task, i: int, drawn: dict[str, Picture]) -> Iterator[Block]:
     yield Para(gate(task))
     if tagged := tags(summary.results.answers[task.name]):
@@ -131,10 +146,12 @@ def _task(summary: Summary, task: Task, i: int, drawn: dict[str, Picture]) -> It
     yield Items(tuple(verdict("score", c) for c in task.table.columns))
     yield from (drawn[name] for name in (f"scores-{i}", f"map-{i}") if name in drawn)
     yield grid(f"{task.name}: mean score by length, from 0 to 1", task.table, summary.results)
-    rows = tuple((e.way, summary.results.mode(e.way), effective(e, task)) for e in task.effective)
-    yield Grid(f"{task.name}: effective length", ("way", "mode", "effective length"), rows)
+    yield _effective(summary, task)
+    if task.losses:
+        yield Items(tuple(f"Loss of the right answer at {verdict('loss', c)}" for c in task.losses.columns))
+        yield grid(f"{task.name}: mean loss of the right answer, nats a token", task.losses, summary.results)
     answers = summary.results.answers[task.name]
-    measures = [("ROUGE-1 recall", "rouge1"), ("loss of the right answer, nats a token", "loss")]
+    measures = [("ROUGE-1 recall", "rouge1")]
     if any(a.exact is not None and a.exact != a.score for a in answers):  # else the score says it
         measures.insert(0, ("exact answers, share", "exact"))
     for name, field in measures:
@@ -213,7 +230,7 @@ def shown(kind: str, mean: float) -> str:
     """A mean as its table has it: perplexity from mean nats, KL in nats, a score."""
     if kind == "ppl":
         return _perplexity(mean)
-    return f"{mean:.4g}" if kind == "kl" else f"{mean:.2f}"
+    return {"kl": f"{mean:.4g}", "loss": f"{mean:.3f}"}.get(kind, f"{mean:.2f}")
 
 
 def _perplexity(mean: float) -> str:
