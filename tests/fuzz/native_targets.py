@@ -116,11 +116,12 @@ def run(name: str, program: Path, seconds: int, scratch: Path, seeds: list[Path]
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", env=environment, timeout=seconds + 120, check=False
     )
-    return Outcome(*_numbers(done.stderr), done.returncode, done.stderr)
+    return outcome(done.returncode, done.stderr)
 
 
-def _numbers(log: str) -> tuple[int, int, int]:
+def outcome(returncode: int, log: str) -> Outcome:
+    """What libFuzzer's words, or those of a plain loop, say about a run."""
     runs = re.findall(r"number_of_executed_units: (\d+)", log)
     coverage = re.findall(r"cov: (\d+) ft: (\d+)", log)
     edges, features = map(int, coverage[-1]) if coverage else (0, 0)
-    return int(runs[-1]) if runs else 0, edges, features
+    return Outcome(int(runs[-1]) if runs else 0, edges, features, returncode, log)

@@ -13,7 +13,7 @@ from mrrope_gguf import fetch
 from mrrope_gguf.gguf.index import KV, GGUFIndex, open_gguf
 from mrrope_gguf.gguf.types import ValueType, padded
 from tests.bad_gguf import CASES, ODD
-from tests.gguf_bytes import gguf, tensor
+from tests.gguf_bytes import ARRAY, STRING, U32, gguf, kv, string, strings, tensor, u32
 
 LARGEST = 4096
 _ITEMS, _TENSORS, _TEXT = 3, 6, 200  # of arrays, of the file, of a string
@@ -22,25 +22,40 @@ _ITEMS, _TENSORS, _TEXT = 3, 6, 200  # of arrays, of the file, of a string
 def seeds(real: list[Path]) -> dict[str, bytes]:
     """Files by name, from tests/bad_gguf.py and of the models in `real`."""
     out = {f"bad-{name}": case.data for name, case in CASES.items()} | {f"odd-{n}": data for n, data in ODD.items()}
+    out["extendable"] = extendable()
     for path in real:
         with open_gguf(path) as index:
             out[f"real-{index.arch}"] = trimmed(index)
     return {name: data for name, data in out.items() if len(data) <= LARGEST}
 
 
+def extendable() -> bytes:
+    """A model of a few hundred bytes that can be extended, with a vocabulary of three words."""
+    kvs = [
+        kv("general.architecture", STRING, string("llama")),
+        kv("llama.context_length", U32, u32(64)),
+        kv("llama.block_count", U32, u32(1)),
+        kv("llama.embedding_length", U32, u32(16)),
+        kv("llama.attention.head_count", U32, u32(2)),
+        kv("tokenizer.ggml.tokens", ARRAY, strings("a", "b", "c")),
+    ]
+    return gguf(
+        kvs, [tensor("token_embd.weight", (8,)), tensor("blk.0.attn_q.weight", (4, 2), 0, 32)], [b"\1" * 32] * 2
+    )
+
+
 def trimmed(index: GGUFIndex) -> bytes:
     """A small file with every metadata record of a real one: arrays and texts cut short, a few tensors of one row."""
     kvs = []
-    for kv in index.kvs.values():
-        record = bytes(index.raw(kv.start, kv.value))
-        if kv.type is ValueType.ARRAY:
-            count = min(kv.count, _ITEMS)
-            record = record[:-8] + struct.pack("<Q", count) + _items(index, kv, count)
-        elif kv.type is ValueType.STRING:
-            text = bytes(index.raw(kv.value + 8, kv.end))[:_TEXT]
-            record += struct.pack("<Q", len(text)) + text
+    for old in index.kvs.values():
+        record = bytes(index.raw(old.start, old.value))
+        if old.type is ValueType.ARRAY:
+            count = min(old.count, _ITEMS)
+            record = record[:-8] + struct.pack("<Q", count) + _items(index, old, count)
+        elif old.type is ValueType.STRING:
+            record += string(bytes(index.raw(old.value + 8, old.end))[:_TEXT])
         else:
-            record += bytes(index.raw(kv.value, kv.end))
+            record += bytes(index.raw(old.value, old.end))
         kvs.append(record)
     infos, data, offset = [], [], 0
     for one in list(index.tensors.values())[:_TENSORS]:
