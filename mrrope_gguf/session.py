@@ -296,21 +296,21 @@ class ChatSession:
     def _opening(self) -> array[int]:
         """The tokens that come before any question, whatever it is."""
         if self._opening_tokens is None:
-            one, other = (
-                array("i", Transcript(self.vocabulary).for_prompt(self._render([probe])).tokens)
-                for probe in ({"role": "user", "content": "Why?"}, {"role": "user", "content": "2 + 2"})
-            )
-            self._opening_tokens = one[: max(shared(one, other) - _SEAM, 0)] if self._head() else array("i")
+            found = self._before_question([], Transcript(self.vocabulary))
+            self._opening_tokens = found[: max(len(found) - _SEAM, 0)] if self._head() else array("i")
         return self._opening_tokens
 
     def _so_far(self) -> list[int]:
         """The tokens of the conversation up to the last answer."""
         if self._settled:
             return self._transcript.tokens
-        if not self._messages:
-            return list(self._opening())
-        tokens = self._transcript.for_prompt(self._render(self._messages)).tokens
-        return tokens[: shared(array("i", tokens), array("i", self._transcript.tokens))] or tokens
+        return list(self._before_question(self._messages, self._transcript) if self._messages else self._opening())
+
+    def _before_question(self, messages: list[Message], transcript: Transcript) -> array[int]:
+        """The tokens that come before the next question, or are in it whatever it is."""
+        probes = ([*messages, {"role": "user", "content": probe}] for probe in ("Why?", "2 + 2"))
+        one, other = (array("i", transcript.for_prompt(self._render(given)).tokens) for given in probes)
+        return one[: shared(one, other)]
 
     def _check_room(self, n: int) -> None:
         if n >= self.window:

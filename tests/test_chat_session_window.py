@@ -49,7 +49,9 @@ def test_a_window_is_never_shifted(tmp_path: Path) -> None:
     left = session.drop_oldest(turns - 1)
     assert left < 256
     assert session.messages == before[-2:]
+    assert left == session.tokens_used > len(session._opening()) + session.count(before[-1]["content"])
     session.ask("now", n_predict=4)
+    assert left <= session.reading.total <= left + len("\nuser: now\nassistant:")
     assert session.reading.held >= len(session._opening()) - 1
     with pytest.raises(ContextFull, match="does not fit") as caught:
         chat(llm, "the sea " * 200).read()
