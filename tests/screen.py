@@ -19,6 +19,7 @@ class Screen:
         self._rest = ""
         self.replies: list[str] = []
         self.overdrawn = 0
+        self.marks_pastes = False  # whether the program has asked for it
 
     @property
     def lines(self) -> list[str]:
@@ -69,6 +70,8 @@ class Screen:
     def _command(self, mark: str, numbers: str, letter: str) -> None:
         given = [int(n or 0) for n in numbers.split(";")] if numbers else []
         n = max(given[0] if given else 1, 1)
+        if mark == "?" and numbers == "2004":
+            self.marks_pastes = letter == "h"
         if mark or letter in ("m", "h", "l", "q", "t", ""):
             return
         if letter == "A":

@@ -51,6 +51,12 @@ class Terminal:
         """Type a line and press Enter."""
         self.type(text + "\r")
 
+    def paste(self, text: str) -> None:
+        """Paste a text as terminals do: lines end as Enter does, with marks around it all if the program wants them."""
+        self.read(0.0)
+        text = text.replace("\n", "\r")
+        self.type(f"\x1b[200~{text}\x1b[201~" if self.screen.marks_pastes else text)
+
     def read(self, seconds: float) -> bool:
         """Take what the program writes within `seconds`; False if it has ended."""
         until = time.monotonic() + seconds

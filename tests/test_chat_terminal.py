@@ -24,7 +24,6 @@ pytest.importorskip("fcntl", reason="pseudo-terminals are POSIX ones")
 from tests import terminal
 
 pytestmark = pytest.mark.engine
-PASTE = "\x1b[200~{}\x1b[201~"
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +91,7 @@ def test_a_conversation(start: Callable[..., terminal.Terminal], model: Path, tm
         there.line("lines")
         there.line('"""')
         ready(there, 4)
-        there.type(PASTE.format("a pasted\rtext"))
+        there.paste("a pasted\ntext")
         there.line("")
         ready(there, 5)
         there.type("longer\x1b\r")
@@ -196,9 +195,15 @@ def test_what_is_typed_ahead_is_the_next_turn(
         text = ready(there, 3)
         assert text.count("typed ahead") == 1
         assert "> typed ahead" in text
+        there.line("/regen")
+        there.until(partial(written, "> /regen"), "another answer")
+        there.paste("pasted\nahead")  # one turn, not two
+        there.line("")
+        assert "> pasted\n. ahead" in ready(there, 5)
         there.type("\x04")
         assert there.ended() == 0
-    assert [one["content"] for one in saved(tmp_path / "data", "x")[::2]] == ["one", "typed ahead"]
+        assert not there.screen.marks_pastes  # the shell gets its terminal as it was
+    assert [one["content"] for one in saved(tmp_path / "data", "x")[::2]] == ["one", "typed ahead", "pasted\nahead"]
 
 
 def test_a_model_cannot_command_the_terminal(start: Callable[..., terminal.Terminal], tmp_path: Path) -> None:
