@@ -23,7 +23,7 @@ from mrrope_gguf.gguf.leftover import sweep
 from mrrope_gguf.gguf.names import first_shard, journal_path, unfinished_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 from mrrope_gguf.gguf.ranges import lease
-from mrrope_gguf.gguf.source import Source
+from mrrope_gguf.gguf.source import FileState, Source, file_state
 from mrrope_gguf.gguf.stage import Check, file_errors, publish, stage
 from mrrope_gguf.gguf.together import publish_all, recover_set
 from mrrope_gguf.gguf.write import WriteReport
@@ -36,7 +36,8 @@ _CANNOT_SHIFT = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 class Change:
     """A file to become `pieces` of itself, of which the first `prefix` bytes are its new header.
 
-    close: gives up every view of the file, so that it can be had alone. check: of the result's index.
+    close: gives up every view of the file, so that it can be had alone. check: of the result's index. state: of the
+    file that the pieces were planned for.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Change:
     prefix: int
     check: Check
     close: Callable[[], None]
+    state: FileState
 
 
 def change(wanted: Change, progress: Progress | None = None) -> tuple[str, int]:
@@ -62,6 +64,11 @@ def change(wanted: Change, progress: Progress | None = None) -> tuple[str, int]:
         staged = stage(path, wanted.pieces, path, progress=progress, check=wanted.check)
         assert staged is not None  # only must_clone makes stage give up
     wanted.close()  # Windows replaces no file that is mapped
+    try:
+        _require_unchanged(path, path, wanted.state)
+    except BaseException:
+        staged.discard()
+        raise
     publish(staged, force=True)
     return "in-place replace", staged.copied
 
@@ -77,7 +84,7 @@ def change_model(
     ]
     size = sum(map(total, shards))
     if len(jobs) == 1:
-        wanted = Change(source.path, shards[0], prefix, check, source.close)
+        wanted = Change(source.path, shards[0], prefix, check, source.close, source.states[source.path])
         return WriteReport(source.path, *change(wanted, progress), size)
     from mrrope_gguf.gguf.split import stage_shards
 
@@ -86,6 +93,13 @@ def change_model(
         sweep(shard)
     staged = stage_shards(source, jobs, progress=progress, check=check)
     source.close()
+    try:
+        for shard, _, _ in jobs:
+            _require_unchanged(shard, shard, source.states[shard])
+    except BaseException:
+        for one in staged:
+            one.discard()
+        raise
     publish_all(staged, force=True)
     return WriteReport(source.path, "in-place replace", sum(one.copied for one in staged), size)
 
@@ -129,6 +143,7 @@ def _with_journal(wanted: Change) -> tuple[str, int] | None:
                 return None
             if not alone:
                 raise _in_use(wanted.path)
+            _require_unchanged(fd, wanted.path, wanted.state)
             if not _apply(fd, wanted, changes):
                 return None
         finally:
@@ -182,6 +197,16 @@ def _changes(wanted: Change, shift: int) -> list[tuple[int, Piece]]:
         if not isinstance(piece, Span):
             out.append((piece.start, piece))
     return out
+
+
+def _require_unchanged(file: Path | int, path: Path, state: FileState) -> None:
+    """FileTrouble where another process changed or replaced the file after its header was read."""
+    if file_state(file) != state:
+        raise FileTrouble(
+            f"{path.name}: another process has changed this file meanwhile",
+            why="what was to be written was made from what it held before",
+            fix="see what it is now (`mrrope inspect`), and give the command again if that is still wanted",
+        )
 
 
 def _in_use(path: Path) -> FileTrouble:

@@ -12,14 +12,24 @@ from mrrope_gguf.gguf.copy import read_pieces
 from mrrope_gguf.gguf.index import Bytes, GGUFIndex, open_gguf, open_split, require_regular
 from mrrope_gguf.gguf.names import journal_path
 from mrrope_gguf.gguf.pieces import Layout, Piece, Span
+from mrrope_gguf.gguf.room import allow_open_files
 from mrrope_gguf.gguf.undo import Undo, damaged, data_pieces, decode, original_layout, prefix_end
+
+FileState = tuple[int, int, int, int]  # device, inode, size, time of the last change in nanoseconds
+
+
+def file_state(file: Path | int) -> FileState:
+    """What tells whether a file is still the one it was."""
+    found = os.stat(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Source:
     """One model file, or shard 1 of a split model, with its original header.
 
     path, shards (all files of the model); current: the index of the file as it lies; index: that of the original;
-    layout: the original in pieces of the file; header_sha256: of the original up to its tensor data; was_extended.
+    layout: the original in pieces of the file; header_sha256: of the original up to its tensor data; was_extended;
+    states: of the files when they were opened.
     A context manager: `close` gives up the file.
     """
 
@@ -27,6 +37,7 @@ class Source:
         self.path, self.shards, self.current = path, shards, current
         self.undo = decode(current)
         self.was_extended = self.undo is not None
+        self.states: dict[Path, FileState] = {}
         self._shard_indexes: dict[Path, GGUFIndex] = {path: current}
         if self.undo is None:
             self.index, self.layout = current, Layout([Span(0, current.size)])
@@ -43,18 +54,23 @@ class Source:
         """
         path = Path(path)
         require_no_journal(path)  # a header half written would be called malformed
+        states = {path: file_state(path)}
         current, shards = open_gguf(path), [path]
         if current.find("split.count") is not None:
             current.close()
             shards = open_split(path)
+            allow_open_files(4 * len(shards) + 64)
             for shard in shards:
                 require_no_journal(shard)
+            states = {shard: file_state(shard) for shard in shards}
             current = open_gguf(shards[0])
         try:
-            return cls(shards[0], shards, current)
+            source = cls(shards[0], shards, current)
         except BaseException:
             current.close()
             raise
+        source.states = states
+        return source
 
     @property
     def current_prefix(self) -> int:
@@ -136,6 +152,6 @@ def require_no_journal(path: Path) -> None:
     if os.path.lexists(journal_path(path)):
         raise FileTrouble(
             f"{path.name}: an in-place change of this file was cut short",
-            why=f"{journal_path(path).name} beside it holds what it overwrote",
+            why=f"{journal_path(path).name} beside it holds what it overwrote, unless another mrrope is at it now",
             fix=f"`mrrope revert {path}` brings the original back whole",
         )
