@@ -30,7 +30,14 @@ O_BINARY: int = getattr(os, "O_BINARY", 0)
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:
-    """Up to `size` bytes at `offset`; fewer only at the end of the file."""
+    """Up to `size` bytes at `offset`; fewer only at the end of the file, since a read that gives less goes on."""
+    data = _read_once(fd, size, offset)
+    while 0 < len(data) < size and (more := _read_once(fd, size - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def _read_once(fd: int, size: int, offset: int) -> bytes:
     if hasattr(os, "pread"):
         return os.pread(fd, size, offset)
     os.lseek(fd, offset, os.SEEK_SET)
@@ -40,15 +47,12 @@ def read_at(fd: int, size: int, offset: int) -> bytes:
 def read_exactly(fd: int, size: int, offset: int) -> bytes:
     """`size` bytes at `offset`. FileTrouble if the file ends before them."""
     data = read_at(fd, size, offset)
-    while len(data) < size:
-        more = read_at(fd, size - len(data), offset + len(data))
-        if not more:
-            raise FileTrouble(
-                "the source file ended while it was being read",
-                why=f"{size} bytes at {offset} were wanted, {len(data)} are there",
-                fix="see whether another program is writing it",
-            )
-        data += more
+    if len(data) < size:
+        raise FileTrouble(
+            "the source file ended while it was being read",
+            why=f"{size} bytes at {offset} were wanted, {len(data)} are there",
+            fix="see whether another program is writing it",
+        )
     return data
 
 
@@ -82,13 +86,16 @@ def clone_range(src: int, start: int, size: int, dst: int, at: int) -> bool:
         return False
     import fcntl
 
-    try:
-        fcntl.ioctl(dst, _FICLONERANGE, struct.pack("=qQQQ", src, start, size, at))
-    except OSError as error:
-        if error.errno in _NOT_POSSIBLE:
-            return False
-        raise
-    return True
+    while True:
+        try:
+            fcntl.ioctl(dst, _FICLONERANGE, struct.pack("=qQQQ", src, start, size, at))
+        except InterruptedError:
+            continue
+        except OSError as error:
+            if error.errno in _NOT_POSSIBLE:
+                return False
+            raise
+        return True
 
 
 class Copier:

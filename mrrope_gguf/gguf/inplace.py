@@ -20,7 +20,7 @@ from mrrope_gguf.gguf.copy import BLOCK, O_BINARY
 from mrrope_gguf.gguf.index import GGUFIndex, require_regular
 from mrrope_gguf.gguf.journal import Journal
 from mrrope_gguf.gguf.leftover import sweep
-from mrrope_gguf.gguf.names import first_shard, journal_path, unfinished_path
+from mrrope_gguf.gguf.names import journal_path, shard_set, unfinished_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 from mrrope_gguf.gguf.ranges import lease
 from mrrope_gguf.gguf.source import FileState, Source, file_state
@@ -90,7 +90,6 @@ def change_model(
 
     for shard, _, _ in jobs:
         require_changeable(shard)
-        sweep(shard)
     staged = stage_shards(source, jobs, progress=progress, check=check)
     source.close()
     try:
@@ -223,14 +222,17 @@ def recover(path: str | os.PathLike[str]) -> bool:
     path: a file of the model; the shards of a split one are looked for by its name.
     """
     path = Path(path)
-    require_regular(path)
+    if os.path.lexists(path):  # a shard may be missing now and be there afterwards
+        require_regular(path)
+    names = shard_set(path)
     with file_errors(path, "brought back"):
-        found = [_recover(one) for one in dict.fromkeys([first_shard(path), path])]
+        found = [_recover(one) for one in dict.fromkeys([names[0], path])]
+    require_regular(path)
+    sweep(*names, replaced=True)
     return any(found)
 
 
 def _recover(path: Path) -> bool:
-    sweep(path)
     unfinished = unfinished_path(journal_path(path))
     if os.path.lexists(unfinished):
         with suppress(FileNotFoundError):

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mrrope_gguf.gguf.copy import O_BINARY
-from mrrope_gguf.gguf.names import temp_name
+from mrrope_gguf.gguf.names import TEMP, cut
 
 if sys.platform == "win32":
 
@@ -36,15 +36,19 @@ def still_named(fd: int, path: Path) -> bool:
     return False
 
 
-def sweep(dst: Path) -> None:
-    """Delete what processes that died left half written for `dst`. Files that cannot be locked stay."""
+def sweep(*dsts: Path, replaced: bool = False) -> None:
+    """Delete what processes that died left half written for these files of one folder. What is in use stays.
+
+    replaced: also what they had replaced, where no journal needs that any more (see together.py).
+    """
     if sys.platform == "win32":
         return
-    wanted = temp_name(dst)
+    wanted = {cut(dst.name) for dst in dsts}
     with suppress(OSError):
-        for name in os.listdir(dst.parent):
-            if wanted.fullmatch(name):
-                delete_unlocked(dst.with_name(name))
+        for name in os.listdir(dsts[0].parent):
+            match = TEMP.fullmatch(name)
+            if match and match[1] in wanted and (replaced or match[2] == "tmp"):
+                delete_unlocked(dsts[0].with_name(name))
 
 
 def delete_unlocked(path: Path) -> None:

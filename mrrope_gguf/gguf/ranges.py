@@ -21,9 +21,10 @@ def shift_range(fd: int, shift: int) -> None:
 
     fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-    if fallocate(fd, _INSERT_RANGE if shift > 0 else _COLLAPSE_RANGE, 0, abs(shift)):
+    while fallocate(fd, _INSERT_RANGE if shift > 0 else _COLLAPSE_RANGE, 0, abs(shift)):
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
 
 
 def lease(fd: int) -> bool | None:

@@ -111,8 +111,7 @@ def clear(names: list[Path]) -> None:
     with file_errors(names[0], "brought back"):
         if os.path.lexists(journal):
             recover_set(journal)
-    for name in names:
-        sweep(name)
+    sweep(*names, replaced=True)
 
 
 def _untouched(src: Path, pieces: list[Piece]) -> bool:

@@ -20,7 +20,7 @@ from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf.copy import O_BINARY, read_at, sync_dir, sync_file, write_at
 from mrrope_gguf.gguf.journal import NO_LINK, require_trusted
 from mrrope_gguf.gguf.leftover import delete_unlocked, lock
-from mrrope_gguf.gguf.names import journal_path, temp_name, unfinished_path
+from mrrope_gguf.gguf.names import TEMP, cut, journal_path, unfinished_path
 from mrrope_gguf.gguf.stage import Staged, delete, file_errors, publish
 
 MAGIC = b"MRROPES1"
@@ -42,7 +42,10 @@ class _Move:
         return (
             isinstance(self.replaces, bool)
             and all(isinstance(name, str) and Path(name).name == name for name in (self.temp, self.aside, self.dst))
-            and all(temp_name(Path(self.dst)).fullmatch(name) for name in (self.temp, self.aside))
+            and all(
+                (match := TEMP.fullmatch(name)) is not None and match[1] == cut(self.dst)
+                for name in (self.temp, self.aside)
+            )
         )
 
     def undo(self, folder: Path) -> None:
@@ -83,7 +86,8 @@ def publish_all(staged: list[Staged], *, force: bool) -> None:
                 raise
         finally:
             if fd >= 0:
-                os.close(fd)
+                with suppress(OSError):  # it is synced, and gone
+                    os.close(fd)
     finally:
         for one in staged:
             one.discard()
