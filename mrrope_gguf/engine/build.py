@@ -48,8 +48,10 @@ def build(
     checkout = open_checkout(Path(source)) if source is not None else None
     job = plan(recipe, _pin(release, checkout), checkout)
     if engine := store.read_engine(job.target):
+        store.remove_work(job.work, job.key)  # of a build that was killed when it had just been done
         return engine
     require_tools()
+    store.remove_removed()
     with store.lock(job.key, waiting=lambda: say(f"another process is building {job.key}: waiting for it")):
         engine = store.read_engine(job.target)
         if engine is None:

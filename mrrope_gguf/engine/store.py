@@ -18,6 +18,7 @@ from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.paths import cache_dir
 
 INFO = "engine.json"
+_REMOVED = ".removed-"
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,43 @@ def installed() -> list[Engine]:
 def remove(names: list[str]) -> list[Engine]:
     """Delete builds, by key or by a beginning of it that fits only one; "all" for every one and the fetched sources.
 
-    Raises Refused for a name that fits none or several, before anything is deleted, and for one that is being built.
+    Raises Refused for a name that fits none or several, before anything is deleted, and for one that is being built;
+    FileTrouble where it cannot be deleted. A build is all there or does not count as one, whenever that is cut short.
     """
+    remove_removed()
     found = installed()
     chosen = found if names == ["all"] else [_named(name, found) for name in names]
     for engine in chosen:
         with lock(engine.key, wait=False):
-            shutil.rmtree(engine.path)
+            removed = engine.path.with_name(f"{_REMOVED}{engine.key}")
+            try:
+                os.replace(engine.path, removed)
+                shutil.rmtree(removed)
+            except OSError as error:
+                fix = "delete it by hand" if removed.exists() else "check the permissions of its folder, and the disk"
+                raise FileTrouble(f"{engine.path}: not removed, or in part", why=str(error), fix=fix) from error
     if names == ["all"]:
         _remove_unfinished()
         shutil.rmtree(sources_dir(), ignore_errors=True)
     return chosen
 
 
+def remove_removed() -> None:
+    """Delete what a removal that was cut short has left."""
+    for folder in engines_dir().glob(f"{_REMOVED}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_work(work: Path, key: str) -> None:
+    """Delete the folder that a build was made in, unless it is being made again."""
+    if work.exists():
+        with suppress(Refused, FileTrouble), lock(key, wait=False):
+            shutil.rmtree(work, ignore_errors=True)
+
+
 def _remove_unfinished() -> None:
     for work in engines_dir().glob(".work-*"):
-        with suppress(Refused), lock(work.name.removeprefix(".work-"), wait=False):
-            shutil.rmtree(work, ignore_errors=True)
+        remove_work(work, work.name.removeprefix(".work-"))
 
 
 def _named(name: str, found: list[Engine]) -> Engine:
@@ -139,7 +160,7 @@ def lock(key: str, *, wait: bool = True, waiting: Callable[[], None] = lambda: N
     except OSError as error:
         fix = "set MRROPE_CACHE to a folder that can be written"
         raise FileTrouble(f"{path.parent}: engines cannot be kept there", why=str(error), fix=fix) from error
-    with file:
+    try:
         if not _try_lock(file):
             if not wait:
                 raise Refused(
@@ -151,7 +172,11 @@ def lock(key: str, *, wait: bool = True, waiting: Callable[[], None] = lambda: N
         try:
             yield
         finally:
-            _unlock(file)
+            with suppress(OSError):  # closing it frees it too
+                _unlock(file)
+    finally:
+        with suppress(OSError):
+            file.close()
 
 
 if sys.platform == "win32":
