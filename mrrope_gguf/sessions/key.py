@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..aside import NEW, private_folder
 from ..errors import FileTrouble
-from ..gguf.copy import O_BINARY, sync_file, write_at
+from ..gguf.copy import O_BINARY, read_at, sync_file, write_at
 from ..gguf.stage import delete
 from ..text import printable
 
@@ -60,6 +60,6 @@ def _read(path: Path) -> bytes:
                 why=f"user {found.st_uid} owns it, with mode {stat.S_IMODE(found.st_mode):o}; we are {os.geteuid()}",
                 fix="let MRROPE_DATA (or MRROPE_CACHE) name a folder of your own",
             )
-        return os.read(fd, SIZE + 1)
+        return read_at(fd, SIZE + 1, 0)
     finally:
         os.close(fd)

@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -44,11 +44,13 @@ class Named:
     def __init__(self, folder: Path, name: str) -> None:
         self.name = check_name(name)
         self.path = folder / f"{quote(name, safe=' ')}.json"
-        with file_errors(self.path):
+        with _file_errors(self.path):
             for place in (folder.parent, folder):
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(self.path.with_suffix(".lock"))
-        if self._lock < 0:
+        if self._lock >= 0:
+            self._sweep()
+        else:
             raise Refused(
                 f"the session {printable(name)!r} is open elsewhere",
                 why="another process has it, and two would overwrite each other",
@@ -64,10 +66,10 @@ class Named:
         values = {"version": VERSION, "name": self.name, "saved": time.time(), **values}
         # lone surrogates, which no UTF-8 file can hold, are written as escapes
         text = json.dumps(values, ensure_ascii=True).encode()
-        with file_errors(self.path):
+        with _file_errors(self.path):
             data = sealed(text, user_key(self.path.parents[1]))
-        temp = self.path.with_name(f".{secrets.token_hex(8)}.tmp")
-        with file_errors(self.path):
+        temp = self.path.with_name(f".{self.path.stem}.{secrets.token_hex(8)}.tmp")
+        with _file_errors(self.path):
             fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
             try:
                 try:
@@ -81,6 +83,14 @@ class Named:
                 raise
             sync_dir(self.path.parent)
 
+    def _sweep(self) -> None:
+        """Delete what a process that was killed left half written: nobody else writes under this name."""
+        mine = re.compile(rf"\.{re.escape(self.path.stem)}\.[0-9a-f]{{16}}\.tmp")
+        with suppress(OSError):
+            for name in os.listdir(self.path.parent):
+                if mine.fullmatch(name):
+                    delete(self.path.with_name(name))
+
     def remove(self) -> None:
         """Delete the conversation."""
         delete(self.path)
@@ -90,8 +100,20 @@ class Named:
         if self._lock >= 0:
             if not self.path.exists():
                 delete(self.path.with_suffix(".lock"))
-            os.close(self._lock)
+            with suppress(OSError):
+                os.close(self._lock)
             self._lock = -1
+
+
+@contextmanager
+def _file_errors(path: Path, doing: str = "written") -> Iterator[None]:
+    """file_errors, with the way out that sessions have."""
+    try:
+        with file_errors(path, doing):
+            yield
+    except FileTrouble as trouble:
+        fix = f"{trouble.fix}; MRROPE_DATA names another folder for conversations"
+        raise FileTrouble(trouble.what, why=trouble.why, fix=fix) from None
 
 
 def check_name(name: str) -> str:
@@ -111,7 +133,7 @@ def check_name(name: str) -> str:
 def read_named(path: Path) -> dict[str, Any] | None:
     """The conversation in a file, None where there is none. Raises FileTrouble where it is damaged."""
     try:
-        with file_errors(path, "read"):
+        with _file_errors(path, "read"):
             data = path.read_bytes() if path.exists() else None
             if data is None:
                 return None

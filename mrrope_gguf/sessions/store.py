@@ -109,7 +109,8 @@ class Store:
             delete(found.path)
             raise
         finally:
-            os.close(fd)
+            with suppress(OSError):
+                os.close(fd)
         with suppress(OSError):
             os.utime(found.path)
 
