@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadFile
+from ..gguf.stage import file_errors
 from ..text import printable
 
 _CHECK = re.compile(r', "check": "([0-9a-f]{16})"\}\s*$')
@@ -37,14 +38,16 @@ class RunLog:
         """{name: result}, in the order they were finished; the first result of a name holds. Raises as `parse` does."""
         found: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            for run in parse(self.path.read_bytes(), self.path)[0]:
+            with file_errors(self.path, "read"):
+                data = self.path.read_bytes()
+            for run in parse(data, self.path)[0]:
                 found.setdefault(run.pop("run"), run)
         return found
 
     def add(self, name: str, result: dict[str, Any]) -> None:
-        """Append one finished run and see it on disk."""
+        """Append one finished run and see it on disk. Raises FileTrouble: the runs before it stay."""
         line = sealed({"run": name, **result}) + "\n"
-        with open(self.path, "ab+") as file:
+        with file_errors(self.path), open(self.path, "ab+") as file:
             file.seek(0, os.SEEK_END)
             if file.tell():
                 file.seek(-1, os.SEEK_END)
