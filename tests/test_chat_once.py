@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_written(model: Path, book: Path, tmp_path: Path
     assert done.returncode == 0
     assert done.stdout
     assert b"note: not saved, the conversation goes on" in done.stderr
-    failed(run(model, "-p", "x", "--session", "s", *GREEDY, data=data, preexec_fn=_no_privilege), "sessions")
+    failed(run(model, "-p", "x", "--session", "s", *GREEDY, data=data, preexec_fn=_no_privilege), "MRROPE_DATA")
     assert list(data.iterdir()) == []
     data.chmod(0o700)
     # what was kept before it became read-only is used
@@ -210,7 +210,7 @@ def test_a_data_folder_that_is_none(model: Path, book: Path, tmp_path: Path) -> 
     assert done.returncode == 0
     assert done.stdout
     assert b"note: " in done.stderr
-    failed(run(model, "-p", "x", "--session", "s", *GREEDY, data=tmp_path / "data"), "data")
+    failed(run(model, "-p", "x", "--session", "s", *GREEDY, data=tmp_path / "data"), "data", "MRROPE_DATA")
 
 
 @POSIX
