@@ -40,6 +40,7 @@ def _trouble(path: Path, doing: str, error: OSError) -> FileTrouble:
         errno.EPERM: f"check the permissions of {path.parent}, or write to another directory",
         errno.EROFS: "write to a directory on another file system",
         errno.ENAMETOOLONG: "choose a shorter name",
+        errno.EMFILE: "`ulimit -n 4096` in this shell, and again",
         errno.EFBIG: "write to a file system that takes files this large",
     }
     fix = "free some space there, or write elsewhere" if error.errno in _FULL else "check the disk"
