@@ -95,8 +95,11 @@ def add_eval(verbs: Any, tokens: Callable[[str], int], kv_types: tuple[str, ...]
 def _list_of(kind: Callable[[str], _T]) -> Callable[[str], list[_T]]:
     def read(text: str) -> list[_T]:
         try:
-            return [kind(part.strip()) for part in text.split(",") if part.strip()]
+            found = [kind(part.strip()) for part in text.split(",") if part.strip()]
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers parted by commas") from None
+        if not found:  # as if the option had not been given, which may take hours
+            raise argparse.ArgumentTypeError(f"{text!r} names nothing")
+        return found
 
     return read

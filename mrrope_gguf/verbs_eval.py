@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import MrropeError, Refused
+from .errors import FileTrouble, MrropeError, Refused
 from .progress import Bar, clock
 from .said import put
 from .said import say as _say
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
             if not args.estimate:
                 suite.run(host, Meter())  # tidies up, if a process was killed at its very end
             return _report(args)
+        if not args.estimate:
+            _check_out(Path(args.out))
         meter = Meter()
         calibrate(host, meter)
         _say(f"{host.name}: {engine.loaded_library().kind} engine, {estimate(passes, done, meter)}")
@@ -91,6 +94,7 @@ def _check(args: argparse.Namespace) -> None:
     wrong = {
         f"--samples {args.samples}": args.samples is not None and args.samples < 1,
         f"--keys {args.keys}": not 1 <= args.keys <= len(KEYS),
+        "--out is empty": not args.out,
         f"--threads {args.threads}": args.threads is not None and args.threads < 1,
         f"--depths {args.depths}": args.depths is not None
         and not (args.depths and all(0 <= percent <= 100 for percent in args.depths)),
@@ -100,8 +104,19 @@ def _check(args: argparse.Namespace) -> None:
             raise Refused(
                 said,
                 why="nothing can be measured so",
-                fix=f"1 sample or more, 1 to {len(KEYS)} keys, depths from 0 to 100",
+                fix=f"1 sample or more, 1 to {len(KEYS)} keys, depths from 0 to 100, and a folder for the results",
             )
+
+
+def _check_out(out: Path) -> None:
+    """FileTrouble where a folder of results cannot be: told before anything is measured. Nothing is made yet."""
+    place = next(each for each in (out, *out.absolute().parents) if each.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise FileTrouble(
+            f"{out}: results cannot be kept there",
+            why=f"{place} is {'read-only, or belongs to someone else' if place.is_dir() else 'no folder'}",
+            fix="--out with a folder that can be written",
+        )
 
 
 def _budget(text: str | None) -> float | None:

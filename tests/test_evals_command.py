@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mrrope_gguf.cli import main
+from mrrope_gguf import verbs_eval
+from mrrope_gguf.cli import _parsed, _parser, main
+from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.evals.report_read import read
 from mrrope_gguf.evals.suite import NAME
 from tests import tiny
@@ -26,6 +28,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def run_verb(given: list[str]) -> int:
+    return verbs_eval.run(_parsed(_parser(), given))
+
+
 def words(*more: str, what: str = "ppl", methods: str = "none,yarn", text: str = "t.txt") -> list[str]:
     named = ["--text", text] if text else []
     return ["eval", what, "m.gguf", "--methods", methods, *named, "--lengths", "512", "-t", "1", "-fa", "off", *more]
@@ -38,6 +44,19 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "unknown method": (words(methods="none,yearn"), ["unknown method 'yearn'", "none, truncate, linear"]),
     "a scale that stretches nothing": (words("--scale", "1"), ["yarn", "needs a scale above 1"]),
+    "a scale of nothing": (words("--scale", "0"), ["a scale of 0", "1 or more"]),
+    "a scale that is no number": (
+        ["eval", "ppl", "m.gguf", "--methods", "none", "--scale", "nan"],
+        ["a scale of nan", "the model's 256 tokens"],
+    ),
+    "a scale without end": (["eval", "ppl", "m.gguf", "--methods", "none", "--scale", "inf"], ["a scale of inf"]),
+    "a scale past all positions": (words("--scale", "1e9"), ["a scale of 1e+09", "2147483647"]),
+    "no folder": (words("--out", ""), ["--out is empty"]),
+    "a folder that is a file": (
+        words("--out", "m.gguf"),
+        ["m.gguf: results cannot be kept there", "m.gguf is no folder"],
+    ),
+    "a folder below a file": (words("--out", "t.txt/results"), ["t.txt is no folder", "--out with a folder"]),
     "a text too short": (
         words("--lengths", "8k"),
         ["t: the text is shorter", "8192 positions need 8193", "--lengths up"],
@@ -74,13 +93,43 @@ def test_refused(here: Path, capsys: pytest.CaptureFixture[str], case: str) -> N
 
 @pytest.mark.parametrize(
     "given",
-    [["eval"], ["eval", "nothing", "m.gguf"], words("--lengths", "few"), words("--depths", "a"), words("-ctk", "q9")],
+    [
+        ["eval"],
+        ["eval", "nothing", "m.gguf"],
+        words("--lengths", "few"),
+        words("--depths", "a"),
+        words("-ctk", "q9"),
+        words("--methods", ","),
+        words("--lengths", ""),
+    ],
 )
 def test_wrong_words_are_exit_2(here: Path, capsys: pytest.CaptureFixture[str], given: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(given)
     assert stop.value.code == 2
     assert "error: " in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the check beforehand did not see, such as a folder that went meanwhile."""
+    monkeypatch.setattr(verbs_eval, "_check_out", lambda out: None)
+    (here / "file").write_text("")
+    with pytest.raises(FileTrouble, match="file/x: the folder of results cannot be made") as caught:
+        run_verb(words("--out", "file/x"))
+    assert caught.value.why == "Not a directory"
+
+
+def test_a_report_that_cannot_be_written_says_where_else(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(methods="none")) == 0
+    capsys.readouterr()
+    (here / "eval" / "perplexity.png").unlink()
+    (here / "eval" / "perplexity.png").mkdir()  # as good as a full disk, to those who write there
+    assert main(["report", "eval"]) == 1
+    said = capsys.readouterr().err
+    assert "error: eval: the report cannot be written" in said
+    assert "mrrope report DIR --out OTHER" in said
+    assert main(["report", "eval", "--out", "other"]) == 0
+    assert not list(here.glob("*/.mrrope-*"))
 
 
 def test_an_empty_folder_has_no_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,7 @@ def make_spec(model: str | os.PathLike[str], request: Request, say: Say | None =
     path = os.path.abspath(model)
     with Source.open(path) as source:
         window = reach(read_facts(source.index), force=request.force)
+    _check_scale(request.scale, window)
     lengths = sorted(set(request.lengths)) or default_lengths(window, request.scale or 1.0)
     if lengths[0] < BLOCK:
         raise Refused(
@@ -78,6 +79,15 @@ def make_spec(model: str | os.PathLike[str], request: Request, say: Say | None =
         force=request.force,
     )  # fmt: skip
     return spec, lengths, window
+
+
+def _check_scale(scale: float | None, window: int) -> None:
+    if scale is not None and not (scale >= 1 and window * scale < 2**31):  # false for nan too
+        raise Refused(
+            f"a scale of {scale:g}",
+            why=f"it is the new context / the model's {window} tokens: 1 or more, and llama.cpp counts to {2**31 - 1}",
+            fix="--scale 4",
+        )
 
 
 def default_lengths(window: int, scale: float) -> list[int]:

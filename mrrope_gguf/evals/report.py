@@ -51,8 +51,8 @@ def report(directory: str | Path, out: str | Path | None = None, *, bucket: int 
         to.mkdir(parents=True, exist_ok=True)
         try:
             pictures = draw(summary, to)
-        except FileTrouble:
-            raise
+        except FileTrouble as error:
+            raise _unwritten(to, error.why) from None
         except MrropeError as error:
             missing = str(error)
         drawings = {p.name: (to / f"{p.name}.svg").read_text(encoding="utf-8") for p in pictures}
@@ -63,13 +63,14 @@ def report(directory: str | Path, out: str | Path | None = None, *, bucket: int 
             _write(to / "report.html", html(content, drawings)),
         ]
     except OSError as error:
-        raise FileTrouble(
-            f"{to}: the report cannot be written",
-            why=error.strerror or str(error),
-            fix="name another folder: `mrrope report DIR --out OTHER`",
-        ) from None
+        raise _unwritten(to, error.strerror or str(error)) from None
     images = [to / f"{p.name}{suffix}" for p in pictures for suffix in (".png", ".svg")]
     return Report(summary, (*images, *files), missing)
+
+
+def _unwritten(to: Path, why: str) -> FileTrouble:
+    fix = "name another folder: `mrrope report DIR --out OTHER`"
+    return FileTrouble(f"{to}: the report cannot be written", why=why, fix=fix)
 
 
 def _write(path: Path, text: str) -> Path:

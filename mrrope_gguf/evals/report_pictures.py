@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from math import exp, log
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 from .. import plots
@@ -37,12 +39,14 @@ def draw(summary: Summary, directory: Path) -> list[Picture]:
     drawn = []
     # Names are not formulas; words stay words in SVG; the same results give the same bytes.
     settings = {"text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "mrrope"}
-    with rc_context(settings), warnings.catch_warnings():
+    with rc_context(settings), warnings.catch_warnings(), TemporaryDirectory(dir=directory, prefix=".mrrope-") as aside:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that its font lacks
         for picture, to in _pictures(summary):
             for suffix in SUFFIXES:
-                to(directory / f"{picture.name}{suffix}")
+                to(Path(aside) / f"{picture.name}{suffix}")
             drawn.append(picture)
+        for made in Path(aside).iterdir():  # whole, so that a page is never left with half a picture
+            os.replace(made, directory / made.name)
     return drawn
 
 

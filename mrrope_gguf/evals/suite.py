@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from ..errors import EngineTrouble, MrropeError, Refused
+from ..errors import EngineTrouble, FileTrouble, MrropeError, Refused
 from ..meter import Meter, Span, size
 from ..progress import clock
 from ..text import printable
@@ -95,7 +95,15 @@ class Suite:
 
     def _begin(self) -> None:
         """Write the head of the results, or what joins it."""
-        self.log.path.parent.mkdir(parents=True, exist_ok=True)
+        out = self.log.path.parent
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileTrouble(
+                f"{out}: the folder of results cannot be made",
+                why=error.strerror or str(error),
+                fix="--out with a folder that can be written",
+            ) from None
         open_head(self.log, self._head)
 
     def _finish(self) -> None:
