@@ -16,6 +16,16 @@ namespace {
 
 using Doubles = std::vector<double>;
 
+constexpr size_t MAX_ANGLES = 1 << 16;  // sixteen times any head's: so many fit the scan's tables in 32 bits too
+
+// Angles for the bound's scan, which takes their number as an int.
+const Doubles & angles(const Doubles & theta) {
+    if (theta.size() > MAX_ANGLES) {
+        throw py::value_error("more than 65536 angles");
+    }
+    return theta;
+}
+
 void check(int status) {
     if (status != MRROPE_OK) {
         throw py::value_error(mrrope_status_str(status));
@@ -58,22 +68,27 @@ Doubles rescale(Doubles factors, double from, double to) {
 }
 
 std::optional<int64_t> bound(const Doubles & theta, int64_t first, int64_t last) {
+    angles(theta);
     const py::gil_scoped_release release;
     const int64_t m = mrrope::bound_scan(theta.data(), int(theta.size()), first, last);
     return m ? std::optional<int64_t>(m) : std::nullopt;
 }
 
 double bound_sum(const Doubles & theta, int64_t m) {
-    return mrrope::bound_sum(theta.data(), int(theta.size()), m);
+    return mrrope::bound_sum(theta.data(), int(angles(theta).size()), m);
 }
 
 py::array_t<float> bound_sums(const Doubles & theta, int64_t first, int64_t count) {
+    angles(theta);
     py::array_t<float> out(count);
     mrrope::bound_sums(theta.data(), int(theta.size()), first, count, out.mutable_data());
     return out;
 }
 
 std::optional<double> min_base(int64_t n_ctx, int n_rot, int digits) {
+    if (n_rot / 2 > int(MAX_ANGLES)) {
+        throw py::value_error("more than 65536 angles");
+    }
     const py::gil_scoped_release release;
     const double base = mrrope::bound_min_base(n_ctx, n_rot, digits);
     return base > 0.0 ? std::optional<double>(base) : std::nullopt;

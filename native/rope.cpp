@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <new>
 
 #include "parallel.h"
 
@@ -54,6 +55,9 @@ void rope(const void * x, void * out, const Shape & shape, const int64_t * posit
     const size_t row = (size_t) shape.n_heads * (size_t) shape.head_dim * 4;
     const int n = pick_threads(n_threads, shape.n_tokens, row);
     const size_t line = 16, scratch_size = (3 * (size_t) job.n_rot + line - 1) / line * line;  // in floats
+    if (scratch_size > (SIZE_MAX / sizeof(float) - line) / (size_t) n) {  // 32 bits, many threads, a head of millions
+        throw std::bad_alloc();
+    }
     std::vector<float> buffer((size_t) n * scratch_size + line);
     float * scratch = buffer.data() + (line - (uintptr_t) buffer.data() / sizeof(float) % line);
     const auto kernel = shape.type == Float::f32 ? kernels.rope_f32 : kernels.rope_f16;
