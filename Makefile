@@ -2,6 +2,9 @@
 # make test   lint, types, and every test CI runs
 # make test-full  and what is too slow for CI: llama-server, Hugging Face transformers
 # make test-hard  the long sweeps alone: kills, faults, fuzzing, load (docs/reliability.md says how long they took)
+# make fuzz   every fuzz target for SECONDS=600 each; test-hard has the same in it
+# make test-asan, test-tsan   the tests that reach the C++ core, with the core under sanitizers (2 cores: 5 minutes each)
+# make test-asan-engine       the patched llama.cpp under sanitizers: its tiny architectures (20 minutes of compiling)
 # make engine the patched llama.cpp that tests run on
 PYTHON ?= python3
 VENV   := .venv
@@ -12,7 +15,7 @@ NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-full test-hard engine test-reference lint bench wheel clean
+.PHONY: demo test test-full test-hard engine test-reference lint bench wheel clean fuzz test-asan test-tsan test-asan-engine
 
 demo: $(VENV)/.demo
 	$(BIN)/mrrope demo --out demo
@@ -25,6 +28,12 @@ test-full: lint engine test-reference
 
 test-hard: engine
 	MRROPE_TEST_HARD=1 $(BIN)/python -m pytest -m hard
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600)
+
+test-asan test-tsan test-asan-engine: test-%: $(VENV)/.dev
+	$(BIN)/python -m tests.sanitized $*
 
 # what tests/conftest.py asks for, made here where its progress shows: 3 to 6 minutes on 2 cores, once
 engine: $(VENV)/.dev

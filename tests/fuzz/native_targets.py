@@ -30,14 +30,16 @@ _SANITIZERS = "address,undefined,float-cast-overflow"
 
 @dataclass(frozen=True)
 class Engine:
-    """A compiler that can make the targets; `libfuzzer` says with coverage, or in a loop of its own."""
+    """A compiler that can make the targets: `libfuzzer` with coverage, else in a loop; `bits32` for 32-bit x86."""
 
     compiler: str
     libfuzzer: bool
+    bits32: bool = False
 
     @property
     def flags(self) -> list[str]:
-        return [*_FLAGS, f"-fsanitize={'fuzzer,' if self.libfuzzer else ''}{_SANITIZERS}"]
+        machine = ["-m32"] if self.bits32 else []
+        return [*machine, *_FLAGS, f"-fsanitize={'fuzzer,' if self.libfuzzer else ''}{_SANITIZERS}"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,16 @@ def plain() -> Engine | None:
     for name in filter(shutil.which, ("g++", "c++", "clang++")):
         engine = Engine(name, False)
         if _links(engine, "int main() { return 0; }"):
+            return engine
+    return None
+
+
+@cache
+def plain32() -> Engine | None:
+    """A compiler for 32-bit x86 with the sanitizers (`apt-get install g++-multilib`), or None."""
+    for name in filter(shutil.which, ("g++", "clang++")):
+        engine = Engine(name, False, bits32=True)
+        if _links(engine, "#include <string>\nint main() { return sizeof(void *) - 4; }"):
             return engine
     return None
 
