@@ -11,7 +11,6 @@ import errno
 import mmap
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.gguf.copy import BLOCK, O_BINARY
 from mrrope_gguf.gguf.index import GGUFIndex, require_regular
 from mrrope_gguf.gguf.journal import Journal
-from mrrope_gguf.gguf.leftover import sweep
+from mrrope_gguf.gguf.leftover import delete_unlocked, sweep
 from mrrope_gguf.gguf.names import journal_path, shard_set, unfinished_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 from mrrope_gguf.gguf.ranges import lease
@@ -144,6 +143,7 @@ def _with_journal(wanted: Change) -> tuple[str, int] | None:
                 raise _in_use(wanted.path)
             _require_unchanged(fd, wanted.path, wanted.state)
             if not _apply(fd, wanted, changes):
+                wanted.state = file_state(fd)  # as it was, but written to
                 return None
         finally:
             os.close(fd)
@@ -233,23 +233,32 @@ def recover(path: str | os.PathLike[str]) -> bool:
 
 
 def _recover(path: Path) -> bool:
-    unfinished = unfinished_path(journal_path(path))
-    if os.path.lexists(unfinished):
-        with suppress(FileNotFoundError):
-            unfinished.unlink()  # cut short before the file was touched
-    if not os.path.lexists(journal_path(path)):
-        return False
-    if recover_set(journal_path(path)):
-        return True
-    journal = Journal.open(path)
-    try:
-        fd = os.open(path, os.O_RDWR | O_BINARY)
+    journal = journal_path(path)
+    unfinished = unfinished_path(journal)
+    if os.path.lexists(journal):
         try:
-            if lease(fd) is False:
+            if recover_set(journal):
+                return True
+        except FileNotFoundError:
+            if os.path.lexists(journal):
+                raise
+    if not os.path.lexists(journal) and not os.path.lexists(unfinished):
+        return False
+    # who is changing the file has a lease: this waits for it, and what is there afterwards was left behind
+    fd = os.open(path, os.O_RDWR | O_BINARY)
+    try:
+        alone = lease(fd) is not False
+        if os.path.lexists(journal):
+            if not alone:
                 raise _in_use(path)
-            journal.roll_back(fd)
-        finally:
-            os.close(fd)
+            kept = Journal.open(path)
+            try:
+                kept.roll_back(fd)
+            finally:
+                kept.close()
+            return True
+        if alone:
+            delete_unlocked(unfinished)  # cut short before the file was touched
     finally:
-        journal.close()
-    return True
+        os.close(fd)
+    return False
