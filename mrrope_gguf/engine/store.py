@@ -114,11 +114,11 @@ def remove(names: list[str]) -> list[Engine]:
 def remove_removed() -> None:
     """Delete what a removal that was cut short has left."""
     for folder in engines_dir().glob(f"{_REMOVED}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_work(folder, folder.name.removeprefix(_REMOVED))
 
 
 def remove_work(work: Path, key: str) -> None:
-    """Delete the folder that a build was made in, unless it is being made again."""
+    """Delete the folder that a build was made in, or was, unless another process has its lock."""
     if work.exists():
         with suppress(Refused, FileTrouble), lock(key, wait=False):
             shutil.rmtree(work, ignore_errors=True)

@@ -151,7 +151,8 @@ class Store:
             if free and os.name == "posix":
                 delete(path)
         finally:
-            os.close(fd)
+            with suppress(OSError):
+                os.close(fd)
         if free:
             delete(path)
         return not path.exists()
@@ -217,7 +218,8 @@ class Store:
             if os.name == "posix":
                 os.replace(temp, dst)
         except BaseException:
-            os.close(fd)
+            with suppress(OSError):
+                os.close(fd)
             delete(temp)
             raise
         os.close(fd)
