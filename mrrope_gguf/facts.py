@@ -294,6 +294,15 @@ def _base_factors(header: Header, arch: Arch, n_rot: int, mrrope: dict[str, Any]
             field=ROPE_FREQS,
         )
     values = struct.unpack_from(f"<{n_rot // 2}f", header.index.tensor_bytes(ROPE_FREQS))
+    wrong = next((i for i, value in enumerate(values) if not (isfinite(value) and value > 0.0)), None)
+    if wrong is not None:
+        raise BadFile(
+            f"{header.index.path.name}: {ROPE_FREQS} holds a number that no angle can be divided by",
+            why=f"the factor of pair {wrong} is {values[wrong]!r}",
+            fix="convert or download the model again",
+            offset=header.index.data_start + tensor.offset + 4 * wrong,
+            field=ROPE_FREQS,
+        )
     return values if any(value != 1.0 for value in values) else None
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from . import engine
-from .errors import EngineTrouble
-from .gguf.index import open_split
+from .errors import BadFile, EngineTrouble
+from .gguf.index import KV, GGUFIndex, open_gguf, open_split
 from .gguf.source import require_no_journal
+from .gguf.types import ValueType
 from .text import printable
 
+_BEGINNING = 1 << 14  # bytes
 _CHAT = "take a file that a text model was converted to"
 
 
@@ -34,6 +36,8 @@ class Vocab:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         require_no_journal(Path(path))
         path = open_split(path)[0]
+        with open_gguf(path) as index:
+            check(index)
         self._api = api = engine.llama_cpp().llama_cpp
         with engine.capture() as log:
             api.llama_backend_init()
@@ -73,6 +77,42 @@ class Vocab:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check(index: GGUFIndex) -> None:
+    """Raise BadFile for a vocabulary with which llama.cpp would load, and end the process at the first text."""
+    tokens, embedding = index.find("tokenizer.ggml.tokens"), index.tensors.get("token_embd.weight")
+    if tokens is None or tokens.item_type is not ValueType.STRING:
+        return  # llama.cpp says what is wrong, if anything is
+    if embedding is not None and len(embedding.dims) > 1 and tokens.count != embedding.dims[1]:
+        raise _bad(index, tokens, f"it holds {tokens.count} tokens, and token_embd.weight {embedding.dims[1]} rows")
+    if index.get("tokenizer.ggml.model", most=0) == "llama":
+        missing = _missing_byte(index, tokens)
+        if missing is not None:
+            raise _bad(index, tokens, f"it has no token for byte 0x{missing:02X}, at which llama.cpp ends the process")
+
+
+def _missing_byte(index: GGUFIndex, tokens: KV) -> int | None:
+    """A byte that is no token, neither as <0x41> nor as itself: a SentencePiece vocabulary falls back on bytes."""
+    wanted = set(range(256))
+    # they stand near the beginning, so that reading all of a large vocabulary is the exception
+    for end in (min(tokens.value + _BEGINNING, tokens.end), tokens.end):
+        text = bytes(index.raw(tokens.value, end))
+        wanted = {b for b in wanted if b"\6\0\0\0\0\0\0\0<0x%02X>" % b not in text}
+        if not wanted:
+            return None
+    wanted = {b for b in wanted if b"\1\0\0\0\0\0\0\0%c" % b not in text}
+    return min(wanted, default=None)
+
+
+def _bad(index: GGUFIndex, tokens: KV, why: str) -> BadFile:
+    return BadFile(
+        f"{printable(index.path.name)}: llama.cpp could not use this vocabulary",
+        why=why,
+        fix="convert or download the model again",
+        offset=tokens.start,
+        field=tokens.key,
+    )
 
 
 def counter(tokenizer: Tokenizer) -> Callable[[bytes], int]:

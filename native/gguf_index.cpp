@@ -27,6 +27,9 @@ constexpr uint8_t VALUE_SIZE[N_VALUE_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 
 constexpr uint64_t MAX_ARRAY = 1ull << 30;  // ggml's limit
 constexpr uint64_t MIN_KV = 14, MIN_TENSOR = 24;  // bytes of the smallest records: a one-byte key with a u8; no name, no dims
 constexpr uint32_t MAX_DIMS = 4, MAX_NAME = 64;
+// Below ggml's limits and far above any model's, so that a file made to keep a reader busy is refused within a second:
+// records of a kind, and where the metadata must end (a vocabulary of 262144 tokens takes 6 MB).
+constexpr uint64_t MAX_RECORDS = 1ull << 16, MAX_METADATA = 48ull << 20;
 
 // x rounded up to a multiple of the power of two `alignment`; false if that does not fit 64 bits.
 bool pad_up(uint64_t x, uint64_t alignment, uint64_t * out) {
@@ -98,7 +101,18 @@ private:
             fail(at_ - 8, part, "the file is too small for what it says it holds",
                  number(n) + " records claimed, room for at most " + number(left() / min_size));
         }
+        if (n > MAX_RECORDS) {
+            fail(at_ - 8, part, "the file says it holds more than any model", number(n) + " records, at most " + number(MAX_RECORDS));
+        }
         return n;
+    }
+
+    // To be called when `part`, which began at `offset`, has been stepped over.
+    void bound_metadata(uint64_t offset, const char * part) const {
+        if (at_ > MAX_METADATA) {
+            fail(offset, part, "the metadata is longer than any model's",
+                 "it goes on past byte " + number(MAX_METADATA) + "; a vocabulary of 262144 tokens takes an eighth");
+        }
     }
 
     void read_kv() {
@@ -108,6 +122,7 @@ private:
         if (kv.key_len == 0) {
             fail(kv.start, "key", "a key is empty", "length 0, at least 1 needed");
         }
+        bound_metadata(kv.start, "key");
         named(data_ + kv.start + 8, kv.key_len);
         kv.type = value_type("type");
         kv.item_type = GGUF_NO_ITEM;
@@ -118,6 +133,7 @@ private:
             kv.value = at_;
             skip_values(kv.type, 1);
         }
+        bound_metadata(kv.value, "value");
         kv.end = at_;
         header_.kvs.push_back(kv);
     }
@@ -162,7 +178,7 @@ private:
     void skip_strings(uint64_t n) {
         const uint8_t * p = data_ + at_;
         const uint8_t * const end = data_ + size_;
-        for (uint64_t i = 0; i < n; ++i) {
+        for (uint64_t i = 0; i < n && uint64_t(p - data_) <= MAX_METADATA; ++i) {
             const uint64_t room = uint64_t(end - p);
             const uint64_t length = room >= 8 ? load_u64(p) : UINT64_MAX;
             if (room < 8 || length > room - 8 || length > GGUF_MAX_STRING) {

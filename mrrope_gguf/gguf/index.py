@@ -247,7 +247,9 @@ def require_regular(path: Path) -> None:
     except (OSError, ValueError) as e:
         raise _cannot_read(path, e) from None
     if stat.S_ISDIR(mode):
-        raise FileTrouble(f"{path}: a directory, not a GGUF file", fix="name a .gguf file in it")
+        raise FileTrouble(
+            f"{path}: a directory, not a GGUF file", why="a model is a file", fix="name a .gguf file in it"
+        )
     if not stat.S_ISREG(mode):
         why = "it is a device, a pipe or a socket"
         raise FileTrouble(f"{path}: this is not a regular file", why=why, fix="save it to a file and name that")
@@ -319,20 +321,25 @@ def _check_shards(shards: list[Path]) -> None:
                 raise _bad_shard(index, "split.no", f"it is {number}, expected {i}")
             twice = seen & index.tensors.keys()
             if twice:
-                raise _bad_shard(index, "tensor name", f"{min(twice)!r} is in an earlier shard too")
+                name = min(twice)
+                where = index.tensors[name].start
+                raise _bad_shard(index, "tensor name", f"{printable(name)!r} is in an earlier shard too", where)
             seen |= index.tensors.keys()
             if i == 0:
                 total = _split_number(index, "split.tensors.count", ValueType.INT32)
-            if i == len(shards) - 1 and len(seen) != total:
-                raise _bad_shard(index, "split.tensors.count", f"shard 1 says {total}, the shards hold {len(seen)}")
+    if len(seen) != total:
+        with open_gguf(shards[0]) as index:
+            raise _bad_shard(index, "split.tensors.count", f"it says {total}, the shards hold {len(seen)}")
 
 
-def _bad_shard(index: GGUFIndex, key: str, why: str) -> BadFile:
+def _bad_shard(index: GGUFIndex, key: str, why: str, offset: int | None = None) -> BadFile:
     kv = index.find(key)
+    if offset is None:
+        offset = index.infos_start if kv is None else kv.value
     return BadFile(
         f"{index.path.name}: this is not the shard of a split model that its name says",
         why=why,
         fix="download all shards again",
-        offset=index.infos_start if kv is None else kv.value,
+        offset=offset,
         field=key,
     )
