@@ -56,7 +56,7 @@ class Header:
             return None
         if kv.item_type not in _INTEGERS:
             raise self._wrong(kv, "an array of u32, i32 or bool")
-        values = [int(value) for value in self.index.get(kv.key, most=n)]
+        values = [int(value) for value in self.index.get(f"{self.arch}.{name}", most=n)]
         return tuple(values + [0] * (n - len(values)))
 
     def _find(self, name: str) -> KV | None:
@@ -68,7 +68,7 @@ class Header:
             return default
         if kv.type != wanted:
             raise self._wrong(kv, _NAMES[wanted])
-        return self.index.get(kv.key)
+        return self.index.get(f"{self.arch}.{name}")
 
     def _wrong(self, kv: KV, wanted: str) -> BadFile:
         held = _NAMES.get(kv.type, kv.type.name.lower())

@@ -98,15 +98,23 @@ def _own_records(draw: st.DrawFn, arch: str, n_layer: int, heads: tuple[int, int
 
 
 @st.composite
-def _others(draw: st.DrawFn) -> list[Record]:
-    """Records that are none of extend's business, a large one perhaps; and what it reads for a name, of odd types."""
+def _others(draw: st.DrawFn, arch: str) -> list[Record]:
+    """Records that are none of extend's business, a large one perhaps; what it reads for a name, of odd types; and keys
+    that read like its own up to a NUL, of which llama.cpp takes the first.
+    """
+    twins = [
+        u32(f"{arch}.context_length\0x", 128),
+        f32(f"{arch}.rope.freq_base\0", 2e4),
+        text("general.name\0", "another"),
+        text(f"{arch}.rope.scaling.type\0", "none"),
+    ]
     taken = [key for key in draw(st.lists(keys, unique=True, max_size=5)) if not key.startswith(ALIGNMENT)]
     out = [draw(values(key)) for key in taken]
     if draw(st.booleans()):
         n = draw(st.integers(1, 9000))
         out.append(Record(b"tokenizer.ggml.tokens", g.ARRAY, g.STRING, n, tuple(b"w%d" % i for i in range(n))))
     out += [draw(values(key.encode())) for key in draw(st.lists(st.sampled_from(MAY_FORGET), unique=True, max_size=3))]
-    return out
+    return out + [twin for twin in twins if not draw(st.integers(0, 9))]
 
 
 @st.composite
@@ -125,7 +133,7 @@ def models(draw: st.DrawFn) -> Model:
     n_layer, head_dim = draw(st.integers(1, 4)), draw(st.sampled_from([8, 16]))
     n_head = draw(st.sampled_from([2, 4]))
     n_head_kv = draw(st.sampled_from([1, n_head]))
-    records = draw(_own_records(arch, n_layer, (n_head, n_head_kv, head_dim))) + draw(_others())
+    records = draw(_own_records(arch, n_layer, (n_head, n_head_kv, head_dim))) + draw(_others(arch))
     weights = draw(_weights(n_layer, n_head, n_head_kv, head_dim, arch == "qwen2"))
     if arch in PORTABLE and arch != "phi3" and draw(st.integers(0, 3)) == 0:
         own = [draw(st.floats(1, 8, width=32)) for _ in range(head_dim // 2)]

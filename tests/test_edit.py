@@ -13,6 +13,7 @@ from gguf import GGUFReader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mrrope_gguf import revert
 from mrrope_gguf.errors import BadFile, Refused
 from mrrope_gguf.gguf.copy import BLOCK
 from mrrope_gguf.gguf.edit import Edit, kv_record, padding_key
@@ -157,6 +158,25 @@ def test_renamed_keys_keep_their_values(source: Path) -> None:
     assert reader.fields["general.labels"].contents() == ["x"]
     assert undo_key("qwen2") in reader.fields
     assert not any(key.startswith("llama.") for key in reader.fields)
+
+
+def test_keys_that_read_alike_up_to_a_nul_are_one(tmp_path: Path) -> None:
+    """llama.cpp takes the first, so that one is replaced; an other one must not come to life behind it."""
+    raw = model(n_vocab=10)
+    twin = kv("llama.context_length\0x", 4, struct.pack("<I", 128))
+    raw.kvs = [raw.kvs[0], twin, *raw.kvs[1:], edits.text("llama.kind\0", "a"), edits.text("llama.kind", "b")]
+    source = write(tmp_path / "a.gguf", raw)
+    with Source.open(source) as opened:
+        edit = Edit(opened)
+        assert edit.index.get("llama.context_length") == 128
+        edit.set("llama.context_length", ValueType.UINT32, 256)
+        edit.remove("llama.kind")
+        edit.rename_key("llama.rope.freq_base", "llama.base")
+        out = write_new(edit, tmp_path / "b.gguf").path
+    with open_gguf(out) as index:
+        assert [k for k in index.kvs if k.startswith("llama.context")] == ["llama.context_length"]
+        assert (index.get("llama.context_length"), index.get("llama.kind")) == (256, None)
+    assert revert(out, tmp_path / "c.gguf").path.read_bytes() == source.read_bytes()
 
 
 def test_setting_what_is_there_already_changes_nothing(source: Path) -> None:

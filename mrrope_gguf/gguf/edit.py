@@ -126,6 +126,7 @@ class Edit:
     def set(self, key: str, kind: ValueType, value: Any, item_type: ValueType | None = None) -> None:
         """Give `key` a value: in the old record's place, or after the last record of its family (`general`, `llama`).
 
+        Keys are one that read alike up to a NUL, as llama.cpp compares them: the first is replaced, others are dropped.
         A list needs ValueType.ARRAY and the type of its items. Raises ValueError if the value does not fit its type.
         """
         if key == "general.alignment":
@@ -134,26 +135,29 @@ class Edit:
         if key == "general.architecture":
             self._arch = str(value)
         record = kv_record(key, kind, value, item_type)
-        at = self._find(key)
-        if at is None:
+        places = self._places(key)
+        if not places:
             self._entries.insert(self._family_end(self._entries, key), Entry(key, None, record))
             return
-        origin = self._entries[at].origin
+        origin = self._entries[places[0]].origin
         same = origin is not None and record == self.index.raw(origin.start, origin.end)
-        self._entries[at] = Entry(key, origin, None if same else record)
+        self._entries[places[0]] = Entry(key, origin, None if same else record)
+        for at in reversed(places[1:]):
+            del self._entries[at]
 
     def remove(self, key: str) -> None:
-        """Drop the record of `key`, if there is one."""
-        at = self._find(key)
-        if at is not None:
+        """Drop the record of `key`, if there is one, and all that read alike up to a NUL."""
+        for at in reversed(self._places(key)):
             del self._entries[at]
 
     def rename_key(self, old: str, new: str) -> None:
         """Give the value of `old` the key `new`, in its place. ValueError if there is no `old` or a `new` already."""
-        at = self._find(old)
-        if at is None or self._find(new) is not None:
-            raise ValueError(f"cannot rename {old!r} to {new!r}: {'there is none' if at is None else 'that exists'}")
-        entry = self._entries[at]
+        entries = {entry.key: entry for entry in self._entries}
+        if old not in entries or new in entries:
+            raise ValueError(
+                f"cannot rename {old!r} to {new!r}: {'that exists' if old in entries else 'there is none'}"
+            )
+        entry = entries[old]
         if entry.record is not None:
             entry.record = _text(new) + entry.record[len(_text(old)) :]
         entry.key = new
@@ -202,9 +206,10 @@ class Edit:
                     fix="join the shards first: llama-gguf-split --merge",
                 )
 
-    def _find(self, key: str) -> int | None:
-        # llama.cpp compares keys up to a NUL and takes the first
-        return next((i for i, entry in enumerate(self._entries) if entry.key.partition("\0")[0] == key), None)
+    def _places(self, key: str) -> list[int]:
+        """Where the records lie that llama.cpp would take for `key`: it compares up to a NUL and takes the first."""
+        read = key.partition("\0")[0]
+        return [i for i, entry in enumerate(self._entries) if entry.key.partition("\0")[0] == read]
 
     @staticmethod
     def _family_end(entries: Sequence[Entry], key: str) -> int:

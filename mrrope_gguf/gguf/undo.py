@@ -106,7 +106,7 @@ def decode(index: GGUFIndex) -> Undo | None:
         raise damaged(index, f"it is {kv.type.name}, expected STRING")
     if kv.end - kv.value > 2 * MAX_BYTES:
         raise damaged(index, f"it has {kv.end - kv.value} bytes, at most {2 * MAX_BYTES}")
-    text, name = index.get(kv.key), index.path.name
+    text, name = index.get(kv.key.partition("\0")[0]), index.path.name
     try:
         unzip = zlib.decompressobj()
         plain = unzip.decompress(binascii.a2b_base64(text.encode("ascii")), MAX_BYTES)
