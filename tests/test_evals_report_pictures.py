@@ -87,6 +87,11 @@ def test_scores_of_a_length_that_is_not_finished_are_not_drawn(tmp_path: Path, d
     assert [list(found[way].get_xdata()) for way in ("yarn (A)", "none")] == [[512, 2048], [512]]
 
 
+def test_one_length_needs_no_line(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    made(tmp_path, [answer("needle", way, 2048, "0", 1.0) for way in ("none", "yarn")])
+    assert not drawn
+
+
 def test_depths_that_are_no_grid_are_put_together_by_tenths(tmp_path: Path, drawn: dict[str, Any]) -> None:
     """Needles at random places, as RULER's are: a row for each of them would be a row of one cell."""
     made(

@@ -110,6 +110,7 @@ def _differences(table: Table, summary: Summary) -> Iterator[tuple[Picture, Draw
 
 
 def _scores(name: str, task: Task, summary: Summary) -> Iterator[tuple[Picture, Draw]]:
+    """Of two lengths or more: the table says as much of one."""
     series: dict[str, tuple[list[int], list[float]]] = {}
     for column in task.table.columns:
         for way, value in column.values.items():
@@ -118,7 +119,7 @@ def _scores(name: str, task: Task, summary: Summary) -> Iterator[tuple[Picture, 
                 x.append(column.end)
                 y.append(value.mean)
     n, title = summary.results.n_ctx_orig, f"{printable(task.name, 60)}: score by length"
-    if series:
+    if len({at for x, _ in series.values() for at in x}) > 1:
         yield (
             Picture(name, f"{title}: a line for each way; the table has its values"),
             lambda path: plots.plot_scores(series, n, path, title=title, among=_labels(summary)),

@@ -70,13 +70,15 @@ def _per_cent(nats: float) -> str:
 
 
 def against_truncate(summary: Summary) -> Iterator[str]:
-    """A sentence for each method; those of which the same is to be said are named together."""
+    """A sentence for each method, those of which the same is to be said named together; and what does not count."""
     found: dict[str, list[str]] = {}
     for way in summary.results.ways:
         if way not in PLAIN:
             found.setdefault(_sentence(way, summary), []).append(way)
     for words, ways in found.items():
         yield f"{', '.join(ways)}: {words}."
+    if found and (hard := [task.name for task in summary.tasks if _too_hard(task)]):
+        yield f"Scores that do not count here, since the unextended model fails in its own window: {', '.join(hard)}."
 
 
 def _retrievals(way: str, summary: Summary, *, losses: bool = False) -> list[Retrieval]:
@@ -122,10 +124,8 @@ def _sentence(way: str, summary: Summary) -> str:
     elif found:
         retrieves = f"{'but' if beats else 'and'} nothing here shows that it retrieves what truncate cannot"
     else:
-        retrieves = "and whether it retrieves what truncate cannot was not measured past the window"
+        retrieves = "and no task here tells whether it retrieves what truncate cannot"
     others = [f"not told apart from truncate: {alike}"] * bool(alike) + [f"retrieves less: {less}"] * bool(less)
-    if hard := [task.name for task in summary.tasks if _too_hard(task)]:
-        others.append(f"not counted, since the unextended model fails in its own window: {', '.join(hard)}")
     for sign, word in ((-1, "likelier"), (1, "less likely")):
         if said := [r.words() for r in _retrievals(way, summary, losses=True) if r.sign == sign]:
             others.append(f"right answers are {word} than for truncate (nats a token): {', '.join(said)}")

@@ -316,4 +316,6 @@ def _notes(summary: Summary) -> Iterator[str]:
         yield (
             f"The base score is the unextended model's mean over the lengths in its window. A task is gated in at"
             f" {GATE:g} or more; a way's effective length is the longest at {SHARE:.0%} of the base score or more."
+            " Questions put to one text (needle-keys, kv) are drawn one by one: how texts differ is not in their"
+            " intervals. RULER's means weigh its tasks alike, and only samples are drawn."
         )
