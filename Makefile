@@ -5,6 +5,7 @@
 # make fuzz   every fuzz target for SECONDS=600 each; test-hard has the same in it
 # make test-asan, test-tsan   the tests that reach the C++ core, with the core under sanitizers (2 cores: 5 minutes each)
 # make test-asan-engine       the patched llama.cpp under sanitizers: its tiny architectures (20 minutes of compiling)
+# make audit  bandit on the sources, pip-audit on what is installed (needs PyPI's advisories)
 # make engine the patched llama.cpp that tests run on
 PYTHON ?= python3
 VENV   := .venv
@@ -15,7 +16,7 @@ NATIVE := $(wildcard native/*) CMakeLists.txt pyproject.toml
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-full test-hard engine test-reference lint bench wheel clean fuzz test-asan test-tsan test-asan-engine
+.PHONY: demo test test-full test-hard audit engine test-reference lint bench wheel clean fuzz test-asan test-tsan test-asan-engine
 
 demo: $(VENV)/.demo
 	$(BIN)/mrrope demo --out demo
@@ -52,6 +53,11 @@ lint: $(VENV)/.dev
 	  -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) --log-level=WARNING > /dev/null
 	$(BIN)/cmake --build build/lint
 
+audit: $(VENV)/.dev $(VENV)-audit/.done
+	$(VENV)-audit/bin/bandit --quiet --recursive --configfile tools/bandit.yaml mrrope_gguf tools
+	$(VENV)-audit/bin/pip-audit --strict --skip-editable --progress-spinner off \
+	  --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
@@ -71,10 +77,15 @@ $(VENV)/.dev: $(VENV)/.demo requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 
+$(VENV)-audit/.done: tools/audit.txt
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 $(VENV)-reference/.done: tests/reference/requirements.txt
 	$(PYTHON) -m venv $(VENV)-reference
 	$(VENV)-reference/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-reference build dist demo wheelhouse .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-reference $(VENV)-audit build dist demo wheelhouse .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -130,14 +130,12 @@ def rendered(template: str, messages: Sequence[Message], bos: str = "", eos: str
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    world = Bounded(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False
-    )
+    world = Bounded(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], autoescape=False)
     try:
         text = world.from_string(template).render(
             messages=[dict(m) for m in messages],
             add_generation_prompt=True,
-            bos_token="",
+            bos_token="",  # a token of a vocabulary  # nosec B106
             eos_token=eos,
             raise_exception=refuse,
             strftime_now=lambda _: "",  # a template that dates its text equals no format

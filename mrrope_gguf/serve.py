@@ -321,7 +321,8 @@ def _exposure(wish: Wish, scheme: str, env: Mapping[str, str]) -> list[str]:
     keyed = bool(env.get("LLAMA_API_KEY") or env.get("LLAMA_ARG_API_KEY_FILE") or "--api-key-file" in wish.extra)
     if is_loopback(wish.host):
         return [f"address {wish.host}:{wish.port}, this machine only{', with an API key' * keyed}"]
-    reach = "every network this machine is in" if wish.host in ("0.0.0.0", "::") else f"all who reach {wish.host}"
+    everywhere = wish.host in ("0.0.0.0", "::")  # what the user asked for is said  # nosec B104
+    reach = "every network this machine is in" if everywhere else f"all who reach {wish.host}"
     plain = "" if scheme == "https" else "; what is said goes unencrypted"
     who = "who has the API key may use it" if keyed else "no API key is set, so anyone there may use it (LLAMA_API_KEY)"
     return [f"warning: port {wish.port} is open to {printable(reach)}: {who}{plain}"]
