@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mrrope_gguf.engine import pins
+from mrrope_gguf.engine import build, pins
 from mrrope_gguf.engine.sdist import check_hash, fetch_sdist, unpack
 from mrrope_gguf.errors import EngineTrouble
 from tests import toy_llama
@@ -130,6 +130,10 @@ def tar_of(path: Path, name: str, **fields: object) -> Path:
         ("root/vendor/llama.cpp/link", {"type": tarfile.SYMTYPE, "linkname": "/etc"}),
         ("root/vendor/llama.cpp/link", {"type": tarfile.SYMTYPE, "linkname": "src"}),
         ("root/vendor/llama.cpp/link", {"type": tarfile.LNKTYPE, "linkname": "/etc/passwd"}),
+        ("root/vendor/llama.cpp/CMakeLists.txt/../../../../../etc/evil", {"size": 1}),
+        ("root/vendor/llama.cpp/src/x", {"type": tarfile.SYMTYPE, "linkname": "../../../../.."}),
+        ("root/vendor/llama.cpp/x", {"type": tarfile.LNKTYPE, "linkname": "root/vendor/llama.cpp/CMakeLists.txt"}),
+        ("root/vendor/llama.cpp/tty", {"type": tarfile.CHRTYPE}),
         ("root/vendor/llama.cpp/pipe", {"type": tarfile.FIFOTYPE}),
         ("root/vendor/llama.cpp/disk", {"type": tarfile.BLKTYPE}),
     ],
@@ -148,6 +152,45 @@ def test_a_member_too_large_for_a_source(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(EngineTrouble, match="is unsafe") as caught:
         unpack(archive, tmp_path / "tree")
     assert "1001 bytes" in caught.value.why
+
+
+def test_many_members_that_are_too_large_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrrope_gguf.engine.sdist.MAX_TREE", 1000)
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
+        for i in range(30):
+            info = tarfile.TarInfo(f"root/vendor/llama.cpp/{i}")
+            info.size = 100
+            tar.addfile(info, io.BytesIO(bytes(100)))
+    (tmp_path / "tree").mkdir()
+    with pytest.raises(EngineTrouble, match="is unsafe"):
+        unpack(tmp_path / "x.tar.gz", tmp_path / "tree")
+    assert sum(path.stat().st_size for path in (tmp_path / "tree").iterdir()) <= 1000
+
+
+@pytest.mark.parametrize("name", ["/etc/mrrope-evil", "/root/vendor/llama.cpp/evil", "//x/vendor/llama.cpp/evil"])
+def test_absolute_names_lead_nowhere(tmp_path: Path, name: str) -> None:
+    """What is not below the archive's vendor/llama.cpp is left out; what is lands in the folder, whatever its root."""
+    archive = tar_of(tmp_path / "x.tar.gz", name, size=1)
+    (tmp_path / "tree").mkdir()
+    unpack(archive, tmp_path / "tree")
+    assert {path.name for path in (tmp_path / "tree").rglob("*")} <= {"CMakeLists.txt", "evil"}
+    assert not Path(name).exists()
+
+
+def test_nothing_is_unpacked_before_the_hash_was_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache holds other bytes under the right name, and the index serves none: the build ends there."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "none"))
+    monkeypatch.setenv("MRROPE_CACHE", str(tmp_path / "cache"))
+    toy_llama.put_sdist(tmp_path / "cache")
+    monkeypatch.setattr(build, "unpack", lambda *_: pytest.fail("it was unpacked"))
+    monkeypatch.setattr(build, "pin", lambda release: wrong(tmp_path))
+    monkeypatch.setattr(build, "header", lambda: tmp_path / "mrrope.h")
+    (tmp_path / "mrrope.h").write_text("")
+    monkeypatch.setattr(pins, "data_dir", lambda: tmp_path)
+    (tmp_path / f"llama-cpp-python-{toy_llama.RELEASE}.patch").write_text("")
+    with pytest.raises(EngineTrouble, match="could not download its sources"):
+        build.build(backend="cpu", server=False, release=toy_llama.RELEASE)
 
 
 @pytest.mark.parametrize("content", [b"a proxy's login page", b"\x1f\x8b\x08\x00damaged", b""])
