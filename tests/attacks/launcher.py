@@ -2,7 +2,8 @@
 
 A Launcher is a small process that forks for every job, so that the peak it reports is the job's own and never that of
 pytest. Kinds: "program" starts the real program, `python -m mrrope_gguf`; "cli" has imported the program already and
-calls its main(); "stock" hands the file to stock llama.cpp (see stock.py). Run as a script it is that process.
+calls its main(); "stock" hands the file to stock llama.cpp (see stock.py); "probe" misbehaves, to try the limits. Run
+as a script it is that process.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 MIB = 1 << 20
-Kind = Literal["program", "cli", "stock"]
+Kind = Literal["program", "cli", "stock", "probe"]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -90,6 +91,8 @@ def _callable(kind: str) -> Any:
         from tests.attacks.stock import prepare
 
         return prepare()
+    if kind == "probe":
+        return _probe
     from mrrope_gguf import cli, extend, fit, inspect, inspect_text, metadata, verbs, verbs_chat
     from mrrope_gguf.chat import run
     from mrrope_gguf.gguf import edit, inplace, write
@@ -97,6 +100,15 @@ def _callable(kind: str) -> Any:
     # what a child would import for itself is imported, once, for all of them
     assert all((extend, fit, inspect, inspect_text, metadata, verbs, verbs_chat, run, edit, inplace, write))
     return cli.main
+
+
+def _probe(argv: Sequence[str]) -> int:
+    """Takes so many MiB, or does what a broken program does."""
+    if argv[0] == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while argv[0] == "spin":
+        pass
+    return len(bytearray(b"x") * (int(argv[0]) * MIB)) % 2  # every page written, or MemoryError
 
 
 def _become(job: dict[str, Any], outputs: list[Path], call: Any) -> None:

@@ -47,9 +47,9 @@ def add_text() -> None:
 def add_arrays() -> None:
     start = head(0, 3) + ARCH
     for name, kind, size in (("u8", U8, 1), ("u32", U32, 4), ("f64", F64, 8)):
-        array = start + string("llama.attention.head_count") + u32(ARRAY) + u32(kind) + u64(2**28)
+        array = start + string("llama.attention.head_count") + u32(ARRAY) + u32(kind) + u64(2**28 // size)
         field = "kv[1].value (llama.attention.head_count)"
-        long(f"array-{name}-2^28", array, len(array) + 4096 + size * 2**28, at(len(array), field), TEXT)
+        long(f"array-{name}-256MiB", array, len(array) + 4096 + 2**28, at(len(array), field), TEXT)
 
 
 for _add in (add_records, add_text, add_arrays):
