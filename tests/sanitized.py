@@ -42,7 +42,11 @@ TESTS = [
 ]  # fmt: skip
 ENGINE_TESTS = ["engine_archs", "engine_bad", "engine_rerotate", "engine_shift", "elastic_archs", "elastic_edges"]
 # Answered one by one:
+_LONG = "minutes of arithmetic in tables of one size, which shorter tests fill too"
 SKIPPED = {
+    "tests/test_bound.py::test_golden_bounds": _LONG,
+    "tests/test_bound.py::test_min_base": _LONG,
+    "tests/test_bound.py::test_every_smaller_base_of_so_many_digits_fails": _LONG,
     "tests/test_bad_files.py::test_bad_files_take_no_memory": "counts bytes, which shadow memory and red zones add to",
     "tests/test_bad_files.py::test_scan_is_clean_under_sanitizers": "compiles a sanitized program of its own",
 }
@@ -140,7 +144,13 @@ def main() -> int:
     if not arguments:
         skipped = [f"--deselect={test}" for test in SKIPPED]
         # libllama and the real files' weights are not what this is about, and neither is instrumented
-        arguments = ["-q", "-m", "not engine and not real", *skipped, *(f"tests/test_{name}.py" for name in TESTS)]
+        arguments = [
+            "-q",
+            "-m",
+            "not engine and not real and not slow",
+            *skipped,
+            *(f"tests/test_{name}.py" for name in TESTS),
+        ]
     # Hypothesis's profile without deadlines: everything takes several times as long
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--hypothesis-profile=ci", *arguments]
     if setarch := shutil.which("setarch"):  # ThreadSanitizer's shadow wants the old, narrower layout of addresses

@@ -10,8 +10,10 @@ from typing import Any
 
 from .. import engine
 from ..errors import Refused
+from ..text import printable
 
 RANDOM = 0xFFFFFFFF  # LLAMA_DEFAULT_SEED
+_LARGEST = 2**32
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,33 @@ class Sampling:
         known = {field.name: field for field in fields(self)}
         for name, value in changes.items():
             if name not in known:
-                raise Refused(f"{name}: no sampling parameter", why=f"there are: {', '.join(known)}", fix="take one")
+                what = f"{printable(name)}: no sampling parameter"
+                raise Refused(what, why=f"there are: {', '.join(known)}", fix="take one")
             if name == "reverse_prompt":
-                changes[name] = (value,) if isinstance(value, str) else tuple(value)
+                changes[name] = _texts(value)
             elif isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-                raise Refused(f"{name}={value!r}", why="it is no number", fix="give a number")
+                raise Refused(f"{name}={_shown(value)}", why="it is no number", fix="give a number")
+            elif not -_LARGEST <= value <= _LARGEST:
+                raise Refused(f"{name}={_shown(value)}", why="it does not fit 32 bits", fix="give a smaller number")
             elif isinstance(known[name].default, int) and int(value) != value:
                 raise Refused(f"{name}={value!r}", why="it counts something", fix="give a whole number")
             elif name == "n_predict" and value == 0:
                 raise Refused("n_predict=0", why="an answer has a token at least", fix="ChatSession.read reads alone")
         return replace(self, **changes)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise Refused(f"reverse_prompt={_shown(value)}", why="it is no text and no list of texts", fix="give texts")
+    return tuple(texts)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return printable(repr(value), limit=60)
+    except ValueError:  # an integer of thousands of digits
+        return "a number of thousands of digits"
 
 
 class Sampler:

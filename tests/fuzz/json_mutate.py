@@ -56,9 +56,14 @@ def _changed(rng: random.Random, value: Any) -> Any:
 def _other(rng: random.Random, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or rng.random() < 0.4:
         return rng.choice([rng.choice(_VALUES), [value], _nested(rng.choice([2, 20, 3000]))])
+    if rng.random() < 0.5:
+        return rng.choice(_NUMBERS)
     if value - value != 0 or abs(value) > 1e200:  # no number, or beyond what floats hold
         return 1
     return rng.choice([value + 1, value - 1, -value, value * 2, value * 1e10, int(value) ^ 1 << rng.randrange(40)])
+
+
+_NUMBERS = [value for value in _VALUES if isinstance(value, (int, float)) and not isinstance(value, bool)]
 
 
 def _nested(depth: int) -> Any:
