@@ -78,6 +78,12 @@ def test_lengths_past_the_window_count_together_and_others_do_not(tmp_path: Path
     assert words.endswith("but it retrieves what truncate cannot: needle 1.00 against 0.00 (+1, +1 to +1).")
 
 
+def test_questions_that_were_not_put_to_both_are_said(tmp_path: Path) -> None:
+    more = [answer("needle", "truncate", 2048, str(i), 1.0) for i in range(6)]
+    (words,) = said(tmp_path, *needles(10, 0), *more)
+    assert "needle 1.00 against 0.00 (+1, +1 to +1, over 10 of 16 questions)" in words
+
+
 def test_few_questions_show_nothing(tmp_path: Path) -> None:
     (words,) = said(tmp_path, *texts(2.2, 2.0), *needles(5, 0, n=5))
     assert "nothing here shows" in words

@@ -26,12 +26,15 @@ class Retrieval:
     """A task past the window, all lengths together, over the questions that the way and truncate were both asked.
 
     ours, theirs: mean scores from 0 to 1, or mean losses of the right answer in nats a token. versus: their difference.
+    n: these questions; most: those that any way was asked there.
     """
 
     task: str
     ours: float
     theirs: float
     versus: Versus
+    n: int
+    most: int
 
     @property
     def sign(self) -> int:
@@ -41,10 +44,10 @@ class Retrieval:
         return 1 if self.versus.interval.low > 0 else -1
 
     def words(self) -> str:
-        found = f"{self.task} {self.ours:.2f} against {self.theirs:.2f}"
-        if self.versus.interval is None:
-            return f"{found} (under {FEWEST} questions)"
-        return f"{found} ({difference('score', self.versus)})"
+        few = f"under {FEWEST} questions"
+        shown = few if self.versus.interval is None else difference("score", self.versus)
+        part = f", over {self.n} of {self.most} questions" if self.n < self.most else ""
+        return f"{self.task} {self.ours:.2f} against {self.theirs:.2f} ({shown}{part})"
 
 
 def difference(kind: str, versus: Versus) -> str:
@@ -89,16 +92,17 @@ def _retrievals(way: str, summary: Summary, *, losses: bool = False) -> list[Ret
 
 def _retrieval(way: str, task: Task, summary: Summary, losses: bool) -> Retrieval | None:
     n_ctx = summary.results.n_ctx_orig
-    values: dict[str, dict[str, float]] = {way: {}, "truncate": {}}
+    values: dict[str, dict[str, float]] = {}
     for a in summary.results.answers[task.name]:
         value = a.loss if losses else a.score
-        if n_ctx is not None and a.length > n_ctx and a.way in values and value is not None:
-            values[a.way][f"{a.length}/{a.sample}"] = value
+        if n_ctx is not None and a.length > n_ctx and value is not None:
+            values.setdefault(a.way, {})[f"{a.length}/{a.sample}"] = value
     rows = _common(way, {task.name: values})
     if not rows:
         return None
     ours, theirs = (fmean(rows[name][task.name].values()) for name in (way, "truncate"))
-    return Retrieval(task.name, ours, theirs, versus(rows, way, "truncate", signs=not losses))
+    n, most = len(rows[way][task.name]), len(set().union(*values.values()))
+    return Retrieval(task.name, ours, theirs, versus(rows, way, "truncate", signs=not losses), n, most)
 
 
 def _common(way: str, texts: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Rows:
