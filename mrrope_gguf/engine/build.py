@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -187,9 +187,7 @@ def _install(job: _Job, out: Path, say: Say) -> store.Engine:
     if job.target.exists():  # a folder that read_engine did not take for a build
         shutil.rmtree(job.target)
     os.replace(new, job.target)
-    found = store.read_engine(job.target)
-    assert found is not None
-    return found
+    return replace(engine, path=job.target)
 
 
 def _copy(path: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ..gguf.stage import delete
 from ..text import printable
 
 SIZE = 32
+_STALE = 60.0  # seconds after which a temporary file that nobody has locked is nobody's
 NAME = "key"
 
 
@@ -25,6 +27,7 @@ def user_key(folder: Path) -> bytes:
     OSError where it cannot be read or made.
     """
     path = folder / NAME
+    _sweep(folder)
     with suppress(FileNotFoundError):
         key = _read(path)
         if len(key) == SIZE:
@@ -48,6 +51,14 @@ def user_key(folder: Path) -> bytes:
     finally:
         delete(temp)
     return _read(path)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what processes that were killed while they made a key have left."""
+    for temp in folder.glob(f".{NAME}.*.tmp"):
+        with suppress(OSError):
+            if time.time() - temp.stat().st_mtime > _STALE:
+                delete(temp)
 
 
 def _read(path: Path) -> bytes:

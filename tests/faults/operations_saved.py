@@ -80,8 +80,7 @@ class Sessions(Operation):
             raise FileTrouble("; ".join(notes))
 
     def again(self) -> None:
-        for path in self.place.rglob(".*.tmp"):
-            os.utime(path, (time.time() - 120, time.time() - 120))
+        a_minute_later(self.place)
         self._converse(_LONG + 40)
 
     def finished(self) -> None:
@@ -132,6 +131,12 @@ class SessionsNew(Sessions):
     new_store = True
 
 
+def a_minute_later(folder: Path) -> None:
+    """Temporary files that nobody has locked are left over after that."""
+    for path in folder.rglob(".*.tmp"):
+        os.utime(path, (time.time() - 120, time.time() - 120))
+
+
 class Evaluation(Operation):
     """`mrrope eval` goes on with results that are there: whole lines stay, the others are measured to the same bits."""
 
@@ -160,6 +165,10 @@ class Evaluation(Operation):
 
     def act(self) -> None:
         eval_suite.run(self.model, self.asked, self.out)
+
+    def again(self) -> None:
+        a_minute_later(self.place)
+        self.act()
 
     def finished(self) -> None:
         assert RunLog(self.out / NAME).runs() == self.cells
