@@ -119,11 +119,17 @@ def test_more_shards_than_a_shell_lets_one_open(tmp_path: Path) -> None:
     """Each is mapped and locked: 300 of them need more descriptors than macOS gives (256), and one asks for more."""
     shards = big_gguf.write_split(tmp_path, 300, BIG)
     before = digest(shards[0])
-    command = 'ulimit -Sn 128 && exec "$@"'
-    for verb, *options in (["extend", "--in-place", "--scale", "4"], ["revert"]):
-        mrrope = ["bash", "-c", command, "bash", sys.executable, "-m", "mrrope_gguf", verb]
-        run = subprocess.run([*mrrope, str(shards[7]), *options], check=False)
-        assert run.returncode == 0
+
+    def run(limit: str, *args: str) -> subprocess.CompletedProcess[str]:
+        command = ["bash", "-c", f'ulimit {limit} 128 && exec "$@"', "bash", sys.executable, "-m", "mrrope_gguf", *args]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    refused = run("-n", "extend", str(shards[7]), "--in-place", "--scale", "4")  # the hard limit too
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 3)
+    assert "ulimit -n" in refused.stderr
+    assert digest(shards[0]) == before
+    assert run("-Sn", "extend", str(shards[7]), "--in-place", "--scale", "4").returncode == 0
+    assert run("-Sn", "revert", str(shards[7])).returncode == 0
     assert digest(shards[0]) == before
 
 

@@ -6,6 +6,7 @@ with open_gguf("model.gguf") as index:
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -255,13 +256,19 @@ def require_regular(path: Path) -> None:
         raise FileTrouble(f"{path}: this is not a regular file", why=why, fix="save it to a file and name that")
 
 
+_FIXES: dict[int | None, str] = {
+    errno.ENOENT: "check the name",
+    errno.EMFILE: "`ulimit -n 4096` in this shell, and again",
+}
+
+
 def _cannot_read(path: Path, error: OSError | ValueError) -> FileTrouble:
     missing = isinstance(error, FileNotFoundError)
     why = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return FileTrouble(
         f"{path}: {'there is no such file' if missing else 'the file cannot be read'}",
         why=why,
-        fix="check the name" if missing else "check its permissions and the disk",
+        fix=_FIXES.get(getattr(error, "errno", None), "check its permissions and the disk"),
     )
 
 
