@@ -14,6 +14,7 @@ from ..errors import MrropeError
 from ..kernels import nll
 from ..meter import Meter, Span, size
 from ..paths import cache_dir
+from ..sessions.key import sweep_temps
 from . import snapshot
 from .decode import CHUNK, Decoder
 from .host import Host
@@ -232,3 +233,4 @@ class States:
         self.path.unlink(missing_ok=True)
         for aside in Path(self.path.parent).glob(f"{self.path.stem}.*.tmp"):
             aside.unlink(missing_ok=True)
+        sweep_temps(self.path.parent)

@@ -27,7 +27,7 @@ def user_key(folder: Path) -> bytes:
     OSError where it cannot be read or made.
     """
     path = folder / NAME
-    _sweep(folder)
+    sweep_temps(folder)
     with suppress(FileNotFoundError):
         key = _read(path)
         if len(key) == SIZE:
@@ -53,7 +53,7 @@ def user_key(folder: Path) -> bytes:
     return _read(path)
 
 
-def _sweep(folder: Path) -> None:
+def sweep_temps(folder: Path) -> None:
     """Delete what processes that were killed while they made a key have left."""
     for temp in folder.glob(f".{NAME}.*.tmp"):
         with suppress(OSError):
