@@ -63,6 +63,7 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "no text": (words(text="gone.txt"), ["gone.txt: no such text", "voyage-out", "mrrope texts"]),
     "a text twice": (words("--text", "./t.txt"), ["a second text of the name 't'"]),
+    "no benchmark file": (words("--file", "kv.jsonl", what="retrieval"), ["kv.jsonl: no such file", "makers publish"]),
     "no model": (["eval", "ppl", "gone.gguf"], ["gone.gguf"]),
     "a length too short": (words("--lengths", "100"), ["a length of 100 tokens", "blocks of 256"]),
     "a model that does not fit": (words("--lengths", "2000m"), ["do not fit in memory", "KV cache"]),

@@ -59,3 +59,10 @@ def test_a_model_is_named_by_what_its_hash_is(tmp_path: Path) -> None:
     (words, *_) = [b.text for b in content(tmp_path, [answer("vt", "none", 512, "0", 1.0)]) if isinstance(b, Para)]
     assert "content hash abababababababab;" in words
     assert "sha256" not in words
+
+
+def test_settings_are_words(tmp_path: Path) -> None:
+    settings = {"flash_attn": False, "type_k": None, "type_v": "q8_0", "rope": 3}
+    found = content(tmp_path, [answer("vt", "none", 512, "0", 1.0)], settings=settings)
+    (words, *_) = [b.text for b in found if isinstance(b, Para)]
+    assert words.endswith("; flash attention off; K cache f16; V cache q8_0; rope 3.")

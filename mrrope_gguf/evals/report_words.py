@@ -92,7 +92,7 @@ def _start(summary: Summary) -> Iterator[Block]:
         facts.append(f"engine {engine}")
     settings = results.head.get("settings")
     if isinstance(settings, dict):
-        facts += [f"{name} {value}" for name, value in settings.items()]
+        facts += [_setting(name, value) for name, value in settings.items()]
     yield Para("; ".join(facts) + ".")
     yield Para(MODES)
     if results.skipped:
@@ -101,6 +101,13 @@ def _start(summary: Summary) -> Iterator[Block]:
         )
     for task, n_lines in results.others.items():
         yield Para(f"Results of {task} that have no score and are not shown: {n_lines}.")
+
+
+def _setting(name: str, value: object) -> str:
+    if name == "flash_attn":
+        return f"flash attention {'on' if value else 'off'}"
+    cache = {"type_k": "K cache", "type_v": "V cache"}
+    return f"{cache[name]} {value or 'f16'}" if name in cache else f"{name} {value}"
 
 
 def _ppl(summary: Summary, drawn: dict[str, Picture]) -> Iterator[Block]:

@@ -126,6 +126,10 @@ def text_name(given: str) -> str:
 
 def find_files(paths: Iterable[str | os.PathLike[str]]) -> tuple[Text, ...]:
     """Benchmark files of the user's, by path. Raises as `find_texts` does."""
+    for path in map(Path, paths := list(paths)):
+        if not path.exists():
+            fix = "name the file that the benchmark's makers publish"
+            raise FileTrouble(f"{path}: no such file", why="No such file or directory", fix=fix)
     return _named([(os.fspath(path), Path(path)) for path in paths])
 
 
