@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,14 @@ def call(module: str, function: str, *args: Any) -> list[str]:
     return ["call", module, function, json.dumps(args)]
 
 
-def race(folder: Path, jobs: Sequence[Sequence[str]], timeout: float = 300, **env: str) -> list[Ended]:
-    """Run all jobs at once, in processes of their own, and wait for them."""
+def race(
+    folder: Path, jobs: Sequence[Sequence[str]], env: Mapping[str, str] | None = None, timeout: float = 300
+) -> list[Ended]:
+    """Run all jobs at once, in processes of their own, and wait for them. `env` adds environment variables."""
     folder.mkdir()
     gate = folder / "gate"
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    whole = {**os.environ, "PYTHONPATH": path, "MRROPE_ENGINE": "stock", **env}
+    whole = {**os.environ, "PYTHONPATH": path, "MRROPE_ENGINE": "stock", **(env or {})}
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.race", str(folder / f"ready{i}"), str(gate), *job],

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,12 @@ import pytest
 
 from mrrope_gguf import extend, inspect, revert
 from mrrope_gguf.engine import store
-from mrrope_gguf.errors import FileTrouble, MrropeError
+from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.evals import report_read
 from mrrope_gguf.evals.runlog import RunLog
 from mrrope_gguf.gguf import inplace, ranges
 from mrrope_gguf.gguf.inplace import recover
 from mrrope_gguf.gguf.source import FileState
-from mrrope_gguf.sessions.key import user_key
 from tests import tiny
 from tests.edits import sha256
 from tests.filesystems import mounted
@@ -232,41 +230,13 @@ def test_a_plan_for_what_the_file_was_is_not_carried_out(
     assert [path.name for path in folder.iterdir()] == ["m.gguf"]
 
 
-def back_and_forth(path: str, times: int) -> int:
-    """Extend and revert in place; how often the file was in use by a reader."""
-    refused = 0
-    for i in range(2 * times):
-        while True:
-            try:
-                revert(path) if i % 2 else extend(path, in_place=True, scale=2)
-                break
-            except FileTrouble as error:
-                if "open or mapped" not in str(error):
-                    raise
-                refused += 1
-    return refused
-
-
-def look(path: str, seconds: float) -> dict[str, int]:
-    """What `inspect` says of the file, again and again: S, or the error."""
-    seen, end = Counter[str](), time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            found = inspect(path)
-            seen[f"S = {found.stored.table.scale:g}" if found.stored else "S = 1"] += 1
-        except MrropeError as error:
-            seen[error.what.rpartition(": ")[2]] += 1
-        time.sleep(0.001)
-    return dict(seen)
-
-
 @pytest.mark.parametrize("n", [5, pytest.param(200, marks=pytest.mark.hard)])
 def test_readers_see_the_file_before_or_after(ext4: Path, tmp_path: Path, n: int) -> None:
     folder = ext4 / f"readers{n}"
     folder.mkdir()
     model = tiny.make(folder / "m.gguf", alignment=4096)
     before = sha256(model)
-    here = "tests.test_concurrency"
+    here = "tests.contenders"
     jobs = [call(here, "back_and_forth", str(model), n), *[call(here, "look", str(model), 2 + n / 10)] * 2]
     ended = race(tmp_path / "race", jobs)
     assert [each.code for each in ended] == [0, 0, 0], ended
@@ -281,24 +251,13 @@ def test_readers_see_the_file_before_or_after(ext4: Path, tmp_path: Path, n: int
 # -- locks, keys, logs ------------------------------------------------------------------------------------------------
 
 
-def hold(log: str) -> int:
-    """What two builds of one engine do: one is at it, the other waits and is told."""
-    waited: list[int] = []
-    with store.lock("key", waiting=lambda: waited.append(1)), open(log, "a") as file:
-        for word in ("begin", "end"):
-            file.write(f"{os.getpid()} {word}\n")
-            file.flush()
-            time.sleep(0.02)
-    return len(waited)
-
-
 @pytest.mark.parametrize("n", rounds(1))
 def test_builds_of_one_engine_take_turns(tmp_path: Path, n: int) -> None:
     """The lock that `mrrope build` holds; tests/test_build.py has two builds that compile."""
     for i in range(n):
         log = tmp_path / f"log{i}"
-        jobs = [call("tests.test_concurrency", "hold", str(log))] * 6
-        ended = race(tmp_path / f"race{i}", jobs, MRROPE_CACHE=str(tmp_path / "cache"))
+        jobs = [call("tests.contenders", "hold", str(log))] * 6
+        ended = race(tmp_path / f"race{i}", jobs, {"MRROPE_CACHE": str(tmp_path / "cache")})
         assert [each.code for each in ended] == [0] * 6
         lines = [line.split() for line in log.read_text().splitlines()]
         assert [word for _, word in lines] == ["begin", "end"] * 6
@@ -327,32 +286,18 @@ def test_a_killed_build_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.Monke
         pass
 
 
-def key_of(folder: str) -> str:
-    return user_key(Path(folder)).hex()
-
-
 def test_twenty_processes_make_one_key(tmp_path: Path) -> None:
-    ended = race(tmp_path / "race", [call("tests.test_concurrency", "key_of", str(tmp_path / "d" / "k"))] * 20)
+    ended = race(tmp_path / "race", [call("tests.contenders", "key_of", str(tmp_path / "d" / "k"))] * 20)
     assert {each.code for each in ended} == {0}, ended
     assert len({each.out for each in ended}) == 1
     assert [path.name for path in (tmp_path / "d" / "k").iterdir()] == ["key"]
-
-
-def append(path: str, me: int, n: int) -> int:
-    """n lines of this process, and n that all of them write; every third is longer than any buffer."""
-    log = RunLog(Path(path))
-    for i in range(n):
-        said = f"{me}/{i} " * (20_000 if i % 3 == 0 else 1)
-        log.add(f"{me}/{i}", {"task": "t", "way": "none", "length": 1, "score": 1, "said": said})
-        log.add(f"all/{i}", {"task": "t", "way": "none", "length": 1, "score": 1})
-    return n
 
 
 @pytest.mark.parametrize("n", [5, pytest.param(100, marks=pytest.mark.hard)])
 def test_twenty_processes_write_one_log(tmp_path: Path, n: int) -> None:
     """Every line is there, whole, in the order of its own process; what several made counts once."""
     path = tmp_path / "results.jsonl"
-    ended = race(tmp_path / "race", [call("tests.test_concurrency", "append", str(path), me, n) for me in range(20)])
+    ended = race(tmp_path / "race", [call("tests.contenders", "append", str(path), me, n) for me in range(20)])
     assert [each.code for each in ended] == [0] * 20, ended
     runs = RunLog(path).runs()  # each line's check is looked at
     assert set(runs) == {f"{me}/{i}" for me in range(20) for i in range(n)} | {f"all/{i}" for i in range(n)}
