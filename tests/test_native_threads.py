@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +60,7 @@ def test_all_of_them_at_once() -> None:
 
 def test_the_core_in_use_is_the_sanitized_one_where_that_was_asked_for() -> None:
     """tests/sanitized.py would prove nothing if the installed core were loaded all the same."""
-    folder = Path(_native.__file__).parent.name if hasattr(_native, "__file__") else ""
+    assert _native.__spec__ is not None
+    folder = Path(_native.__spec__.origin or "").parent.name
     wanted = os.environ.get("MRROPE_SANITIZED")
-    assert (folder == wanted) == (wanted is not None), f"{folder}, {sys.version}"
+    assert (folder == wanted) == (wanted is not None), f"the core lies in {folder!r}"
