@@ -42,12 +42,14 @@ TESTS = [
 ]  # fmt: skip
 ENGINE_TESTS = ["engine_archs", "engine_bad", "engine_rerotate", "engine_shift", "elastic_archs", "elastic_edges"]
 # Answered one by one:
+_MEMORY = "counts bytes, which shadow memory and red zones add to"
 _LONG = "minutes of arithmetic in tables of one size, which shorter tests fill too"
 SKIPPED = {
     "tests/test_bound.py::test_golden_bounds": _LONG,
     "tests/test_bound.py::test_min_base": _LONG,
     "tests/test_bound.py::test_every_smaller_base_of_so_many_digits_fails": _LONG,
-    "tests/test_bad_files.py::test_bad_files_take_no_memory": "counts bytes, which shadow memory and red zones add to",
+    "tests/test_bad_files.py::test_bad_files_take_no_memory": _MEMORY,
+    "tests/test_copy.py::test_memory_stays_small_and_nothing_heavy_is_imported": _MEMORY,
     "tests/test_bad_files.py::test_scan_is_clean_under_sanitizers": "compiles a sanitized program of its own",
 }
 _SITE = """import sys
