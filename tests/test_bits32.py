@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from mrrope_gguf.bound import bound, bound_curve, min_base
+from mrrope_gguf.errors import FileTrouble
+from mrrope_gguf.gguf.index import open_gguf
+from tests.bad_gguf import SOUND
 from tests.fuzz import native_targets as native
 from tests.fuzz.native_targets import CORPUS, Engine
 from tests.fuzz.seeds import seeds
@@ -48,6 +52,22 @@ def test_what_was_parsed_is_written_in_32_bits(engine: Engine, tmp_path: Path) -
     outcome = native.run("write", program, 5, tmp_path, [CORPUS / "write", CORPUS / "scan", folder], seed=1)
     assert outcome.returncode == 0, outcome.log[-6000:]
     assert outcome.executions > 500
+
+
+def test_a_file_that_cannot_be_mapped_is_file_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python says ValueError to a file beyond the address space; 64 bits meet it where a file is emptied meanwhile."""
+    path = tmp_path / "emptied.gguf"
+    path.write_bytes(SOUND)
+    stat = os.fstat
+
+    def emptied(fd: int) -> os.stat_result:
+        found = stat(fd)
+        os.truncate(path, 0)
+        return found
+
+    monkeypatch.setattr(os, "fstat", emptied)
+    with pytest.raises(FileTrouble, match="cannot be read"):
+        open_gguf(path)
 
 
 def test_more_angles_than_the_scan_has_room_for_are_refused() -> None:

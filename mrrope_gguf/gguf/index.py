@@ -207,7 +207,7 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFIndex:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-    except OSError as e:
+    except (OSError, ValueError) as e:  # ValueError: emptied just now, or more than 32 bits can map
         raise _cannot_read(path, e) from None
     try:
         return GGUFIndex(buffer, path, len(buffer))
