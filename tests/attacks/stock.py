@@ -47,4 +47,6 @@ def _loads(llama_cpp: Any, path: str) -> bool:
     vocab = llama_cpp.llama_model_get_vocab(model)
     tokens = (ctypes.c_int32 * 16)()
     n = llama_cpp.llama_tokenize(vocab, b"a", 1, tokens, 16, True, False)
-    return n > 0 and llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, n)) == 0
+    if n <= 0:
+        return False
+    return bool(llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(tokens, n)) == 0)

@@ -42,7 +42,13 @@ def undo(name: str, text: str | bytes, kind: int = STRING, origin: str = "") -> 
     parts.put(UNDO, kind, string(text) if kind == STRING else text if isinstance(text, bytes) else b"")
     at = Refuses(parts.offset(UNDO) + 8 + len(UNDO) + 4 + (12 if kind == ARRAY else 0), "mrrope.undo")
     told = Accepts("inspect describes the file and says that revert cannot", "revert` cannot restore the original")
-    answers = {"inspect": told, "extend": at, "extend --in-place": at, "fit": NO_UNDO, "chat": NO_UNDO}
+    answers: dict[str, Answer] = {
+        "inspect": told,
+        "extend": at,
+        "extend --in-place": at,
+        "fit": NO_UNDO,
+        "chat": NO_UNDO,
+    }
     note = "the record is ours: stock skips a key it does not know"
     CASES[f"undo-{name}"] = Attack(f"undo-{name}", "table", {"m.gguf": parts.data}, answers, origin=origin, note=note)
 
@@ -96,7 +102,8 @@ def table(name: str, word: str, kind: int, value: bytes) -> None:
     parts.put(PREFIX + word, kind, value)
     key = PREFIX + word
     at = Refuses(parts.offset(key), key)
-    answers: dict[str, Answer] = dict.fromkeys(READS, REPLACED) | {"fit": NO_TABLE, "chat": STOCK}
+    reads = dict.fromkeys(READS, REPLACED) | {"fit": NO_TABLE, "chat": STOCK}
+    answers: dict[str, Answer] = {**reads}
     if word == "base_factors":  # without which no table can be made
         answers = dict.fromkeys(READS, at)
     CASES[f"table-{name}"] = Attack(

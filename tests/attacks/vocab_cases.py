@@ -46,6 +46,7 @@ def add_tokens() -> None:
         spared = range(13, 13 + kept)  # <0x0A>, which llama.cpp asks for as it loads
         pieces = [piece if i < 3 or i in spared else f"t{i}" for i, piece in enumerate(PIECES)]
         parts.put(TOKENS, ARRAY, strings(*pieces))
+        parts.put("tokenizer.ggml.token_type", ARRAY, array(I32, N, i32(*[1] * N)))
         add(f"tokens-{name}", parts, blamed(parts))
 
 
