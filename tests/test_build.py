@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pybind11
@@ -55,6 +57,18 @@ def test_from_the_sdist_and_the_second_call_is_instant(cache: Path) -> None:
     assert make(again) == engine
     assert again == []
     assert time.monotonic() - start < 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_build_that_others_may_change_is_made_anew(cache: Path) -> None:
+    engine = make()
+    (engine.lib / "libevil.so").write_bytes(b"")
+    engine.lib.chmod(0o777)
+    said: list[str] = []
+    assert make(said) == replace(engine, built=store.installed()[0].built)
+    assert any(line.startswith("built in") for line in said)
+    assert not (engine.lib / "libevil.so").exists()
+    assert store.installed()[0].ours
 
 
 def test_lib_and_bin_find_each_other_wherever_they_are(cache: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from mrrope_gguf import engine
 from mrrope_gguf.doctor import doctor
 from mrrope_gguf.engine import find, pins, store
+from mrrope_gguf.engine.programs import server_program
 from mrrope_gguf.errors import EngineTrouble
 from tests import patched as apart
 from tests import tiny
@@ -80,6 +81,35 @@ def test_what_is_never_taken_by_itself(fields: dict[str, str], state: str) -> No
     build = made("a", **fields)
     assert find.state(build, PIN.release) == state
     assert find.choose(PIN.release).lib is None
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root to give files away")
+@pytest.mark.parametrize("what", ["library", "program", "lib", "folder", "engines"])
+@pytest.mark.parametrize("how", ["owner", "mode"])
+def test_what_others_may_change_is_not_run(monkeypatch: pytest.MonkeyPatch, what: str, how: str) -> None:
+    build = made("cpu-1")
+    build.bin.mkdir()
+    for file in (build.lib / "libllama.so", build.bin / "llama-server"):
+        file.write_bytes(b"\x7fELF")
+    assert find.choose(PIN.release).engine == build
+    places = {
+        "library": build.lib / "libllama.so", "program": build.bin / "llama-server", "lib": build.lib,
+        "folder": build.path, "engines": build.path.parent,
+    }  # fmt: skip
+    if how == "owner":
+        os.chown(places[what], 65534, 65534)
+    else:
+        places[what].chmod(0o777)
+    assert find.state(build, PIN.release) == "not yours"
+    assert find.choose(PIN.release).lib is None
+    assert "other users may change" in find.why_stock(PIN.release)[0]
+    with pytest.raises(EngineTrouble, match="none is built") as caught:
+        server_program(PIN.release)
+    assert "other users may change" in caught.value.why
+    monkeypatch.setenv("MRROPE_ENGINE", "cpu-1")
+    for choose in (find.choose, server_program):
+        with pytest.raises(EngineTrouble, match="other users may change it"):
+            choose(PIN.release)
 
 
 def test_another_binding_takes_its_own() -> None:

@@ -47,13 +47,13 @@ def build(
     recipe = Recipe(choose(backend), rpc=rpc, server=server, tests=tests, native=native)
     checkout = open_checkout(Path(source)) if source is not None else None
     job = plan(recipe, _pin(release, checkout), checkout)
-    if engine := store.read_engine(job.target):
+    if engine := _there(job):
         store.remove_work(job.work, job.key)  # of a build that was killed when it had just been done
         return engine
     require_tools()
     store.remove_removed()
     with store.lock(job.key, waiting=lambda: say(f"another process is building {job.key}: waiting for it")):
-        engine = store.read_engine(job.target)
+        engine = _there(job)
         if engine is None:
             try:
                 engine = _make(job, jobs or default_jobs(), say, progress)
@@ -63,6 +63,12 @@ def build(
                     fix="free some space, or set MRROPE_CACHE to a folder that can be written",
                 ) from error  # fmt: skip
     return engine
+
+
+def _there(job: _Job) -> store.Engine | None:
+    """The build, if it is there and nobody else may have put something into it."""
+    engine = store.read_engine(job.target)
+    return engine if engine and engine.ours else None
 
 
 def _pin(release: str | None, checkout: Checkout | None) -> Pin:

@@ -73,6 +73,8 @@ def why_stock(binding: str | None) -> tuple[str, str]:
     if ready:
         before = "llama_cpp was imported before mrrope_gguf could choose"
         return before, f"call load before importing llama_cpp, or set {LIB_PATH}={ready[0].lib}"
+    if builds and not all(build.ours for build in builds):
+        return "other users may change what is built (`mrrope build --list`)", "`mrrope build` with a cache of your own"
     if builds:
         return (
             f"of {len(builds)} builds none is of this version's patch and llama-cpp-python {binding}",
@@ -85,8 +87,11 @@ def state(build: store.Engine, binding: str | None) -> str:
     """What a build is good for: "ready", or why load does not take it by itself.
 
     "old patch": this version has another patch; MRROPE_ENGINE still takes it. "other llama.cpp": its structs may differ
-    from what the binding expects, so Python never loads it; its programs run.
+    from what the binding expects, so Python never loads it; its programs run. "not yours": other users may change it,
+    and what lies there is run as this one.
     """
+    if not build.ours:
+        return "not yours"
     pin = pins().get(binding or "")
     if pin is None or not pin.patch.is_file() or build.pin != pin.release or _differs(build, pin):
         return "other llama.cpp"
@@ -117,9 +122,20 @@ def _named(wanted: str, binding: str | None) -> Choice:
                 fix=f"`mrrope build`, or {ENGINE}=stock",
             )
         build, lib = fitting[0], fitting[0].lib
+        require_ours(build)
     if build:
         check_commit(build.commit, binding, str(build.path))
     return Choice(lib, build, f"{ENGINE} is set")
+
+
+def require_ours(build: store.Engine) -> None:
+    """EngineTrouble for a build in the cache that other users may change."""
+    if not build.ours:
+        raise EngineTrouble(
+            f"{build.key}: this engine is not taken, since other users may change it",
+            why=f"{build.path} or a file in it belongs to another user, or everybody may write there",
+            fix="`mrrope build` makes it anew; or let MRROPE_CACHE name a folder of your own",
+        )
 
 
 def check_commit(commit: str, binding: str | None, what: str) -> None:

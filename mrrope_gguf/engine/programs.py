@@ -93,6 +93,8 @@ def _lacking(builds: list[store.Engine], release: str) -> str:
     ready = [build.key for build in builds if find.state(build, release) == "ready"]
     if ready:
         return f"built without programs (--no-server): {', '.join(ready)}"
+    if not all(build.ours for build in builds):
+        return "other users may change what is built (`mrrope build --list`)"
     return f"of {len(builds)} builds none is of this version's patch"
 
 
@@ -110,6 +112,7 @@ def _named(word: str, variable: str) -> Program:
         fitting = [build for build in store.installed() if build.key.startswith(word)]
         if not fitting:
             raise EngineTrouble(f"{variable}={word}: there is no such engine", why="`mrrope build --list`", fix=fix)
+        find.require_ours(fitting[0])
         folder = fitting[0].path
     engine = store.read_engine(folder) or store.read_engine(folder.parent)
     path = next(filter(None, map(_program, (folder, folder / "bin", folder.parent / "bin"))), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -53,10 +54,26 @@ class Engine:
         """Bytes on disk."""
         return folder_size(self.path)
 
+    @property
+    def ours(self) -> bool:
+        """Whether only this user, and root, may put a library there: what lies there is run."""
+        folders = [self.path.parent, self.path, self.lib, self.bin]
+        return all(map(_ours, [*folders, *self.lib.glob("*"), *self.bin.glob("*")]))
+
     def save(self) -> None:
         """Write engine.json into the folder."""
         values = {name: value for name, value in asdict(self).items() if name != "path"}
         (self.path / INFO).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _ours(path: Path) -> bool:
+    if os.name != "posix":
+        return True
+    try:
+        found = path.stat()
+    except OSError:  # a folder that this build has not, or a link that leads nowhere
+        return True
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & stat.S_IWOTH
 
 
 def engines_dir() -> Path:
@@ -113,8 +130,9 @@ def remove(names: list[str]) -> list[Engine]:
 
 def remove_removed() -> None:
     """Delete what a removal that was cut short has left."""
-    for folder in engines_dir().glob(f"{_REMOVED}*"):
-        remove_work(folder, folder.name.removeprefix(_REMOVED))
+    with suppress(OSError):
+        for folder in engines_dir().glob(f"{_REMOVED}*"):
+            remove_work(folder, folder.name.removeprefix(_REMOVED))
 
 
 def remove_work(work: Path, key: str) -> None:
