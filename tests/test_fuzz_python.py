@@ -13,7 +13,7 @@ import pytest
 from mrrope_gguf.radix_file import read_radix
 from mrrope_gguf.revert import revert
 from tests.fuzz import python_main, python_runs, python_targets
-from tests.fuzz.native_targets import CORPUS, Outcome
+from tests.fuzz.native_targets import CORPUS, FINDS, Outcome
 from tests.fuzz.python_targets import TARGETS
 from tests.fuzz.seeds import extendable
 
@@ -27,8 +27,8 @@ def require_clean(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_the_corpus_is_clean(name: str) -> None:
-    """What once reached something new, without any fuzzer."""
-    files = sorted((CORPUS / name).iterdir())
+    """What once reached something new, and what once broke something, without any fuzzer."""
+    files = [path for folder in (CORPUS, FINDS) for path in sorted(folder.glob(f"{name}/*"))]
     assert files
     for path in files:
         TARGETS[name](path.read_bytes())

@@ -17,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 NATIVE = HERE.parent.parent / "native"
 CORPUS = HERE / "corpus"
+FINDS = HERE / "finds"  # what once broke a target, by the target's name
 SOURCES = {
     "scan": ["scan_fuzz.cpp", "mutate.cpp", "mutator.cpp"],
     "write": ["write_fuzz.cpp", "mutate.cpp", "mutator.cpp"],
