@@ -219,8 +219,14 @@ else:
 
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             return False
+        except OSError as error:  # waiting for it would never end
+            raise FileTrouble(
+                f"{file.name}: cannot be locked",
+                why=str(error),
+                fix="set MRROPE_CACHE to a folder on a local disk",
+            ) from error
         return True
 
     def _unlock(file: IO[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,7 +231,8 @@ class States:
         return True
 
     def remove(self) -> None:
-        self.path.unlink(missing_ok=True)
-        for aside in Path(self.path.parent).glob(f"{self.path.stem}.*.tmp"):
-            aside.unlink(missing_ok=True)
-        sweep_temps(self.path.parent)
+        with suppress(OSError):  # what stays is replaced, or refused, or goes with the next pass
+            self.path.unlink(missing_ok=True)
+            for aside in Path(self.path.parent).glob(f"{self.path.stem}.*.tmp"):
+                aside.unlink(missing_ok=True)
+            sweep_temps(self.path.parent)

@@ -55,8 +55,8 @@ def user_key(folder: Path) -> bytes:
 
 def sweep_temps(folder: Path) -> None:
     """Delete what processes that were killed while they made a key have left."""
-    for temp in folder.glob(f".{NAME}.*.tmp"):
-        with suppress(OSError):
+    with suppress(OSError):
+        for temp in folder.glob(f".{NAME}.*.tmp"):
             if time.time() - temp.stat().st_mtime > _STALE:
                 delete(temp)
 

@@ -3,6 +3,7 @@
 // Preloaded (LD_PRELOAD) into a Python that arms it with `fault_arm` in a forked child; what was counted lies in memory
 // that parent and children share, so that it outlives a kill. Calls of other processes' children are not counted.
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -288,6 +289,18 @@ MMAP(mmap64, off64_t)
     }
 FOPEN(fopen)
 FOPEN(fopen64)
+
+// its own open cannot be caught either
+DIR *opendir(const char *path) {
+    REAL(opendir);
+    if (!counted() || !path_below(AT_FDCWD, path))
+        return real(path);
+    if (due("opendir", 'o') == FAIL) {
+        errno = number;
+        return NULL;
+    }
+    return real(path);
+}
 
 size_t fwrite(const void *data, size_t size, size_t n, FILE *file) {
     REAL(fwrite);
