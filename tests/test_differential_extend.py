@@ -120,4 +120,5 @@ def test_extended_and_reverted_for_ten_minutes(
 
     n = hunt(models(), check, say)
     say(f"{n} models; {dict(sorted(seen.items()))}")
-    assert {"qwen2 portable, re-expressed", "qwen2 engine", "llama portable", "gemma3 engine, in shards"} <= seen.keys()
+    for kind in ("portable", "engine", "re-expressed", "in shards"):
+        assert any(kind in what for what in seen), kind
