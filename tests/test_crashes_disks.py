@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mrrope_gguf import extend, revert
 from mrrope_gguf.errors import FileTrouble, MrropeError
+from mrrope_gguf.evals.runlog import RunLog
 from mrrope_gguf.gguf.index import open_split
 from mrrope_gguf.hand_over import link_or_copy
+from mrrope_gguf.sessions.named import Named
 from tests import tiny
 from tests.edits import sha256
 from tests.faults.library import MODES
@@ -83,6 +86,39 @@ def test_a_full_disk(name: str, disk: Path) -> None:
     # an empty disk's worth of shared blocks or a header in place may need none
     assert refused >= (0 if name == "revert" else 1)
     shutil.rmtree(operation.place)
+
+
+def again_and_again(write: Callable[[int], None]) -> None:
+    for i in range(1, 2000):
+        write(i)
+
+
+def test_results_and_conversations_on_a_full_disk(disk: Path) -> None:
+    """What was written stays, what could not be is one error, and with room it goes on."""
+    place = disk / "saved"
+    place.mkdir()
+    log, words = RunLog(place / "results.jsonl"), ["x" * 900, "y" * 900]
+    talk: dict[str, Any] = {"system": None, "created": 1.0, "tokens": 1, "documents": [], "pieces": []}
+    talk.update(sampling={}, parts={}, messages=[{"role": "user", "content": "one " * 5000}])
+    named = Named(place / "sessions" / "named", "talk")
+    named.save(talk)
+    log.add("0", {"words": words})
+    with nearly_full(disk, 8192):
+        with pytest.raises(FileTrouble, match="cannot be written"):
+            again_and_again(lambda i: log.add(str(i), {"words": words}))
+        with pytest.raises(FileTrouble, match="cannot be written"):
+            again_and_again(lambda i: named.save({**talk, "pieces": ["z" * 100_000 * i]}))
+        there = named.load()
+        assert there is not None
+        assert there["messages"] == talk["messages"]
+    finished = log.runs()
+    assert finished["0"] == {"words": words}
+    log.add("last", {"words": words})
+    named.save({**talk, "tokens": 7})
+    named.close()
+    assert list(log.runs()) == [*finished, "last"]
+    assert not [name for name in contents(place) if Path(name).name.startswith(".")]
+    shutil.rmtree(place)
 
 
 def test_a_file_system_that_is_read_only(disk: Path) -> None:
