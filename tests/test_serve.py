@@ -98,6 +98,7 @@ def test_a_table_by_flags(plain: Path) -> None:
         ({"scale": float("nan")}, "S = nan stretches nothing", "--scale 4"),
         ({"n_slots": 300}, "no context left for a slot", "-np"),
         ({"extra": ("--temp", "0", "--port", "1")}, "--port after --", "--port"),
+        ({"extra": ("--host", "0.0.0.0")}, "--host after --", "--host"),
         ({"extra": ("--rope-scaling", "yarn")}, "--rope-scaling after --", "--method"),
         ({"extra": ("--api-key", "secret")}, "not as an argument", "LLAMA_API_KEY"),
     ],
