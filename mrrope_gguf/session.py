@@ -304,9 +304,9 @@ class ChatSession:
         """The tokens of the conversation up to the last answer."""
         if self._settled:
             return self._transcript.tokens
-        found = self._before_question(self._messages, self._transcript) if self._messages else self._opening()
-        whole = array("i", self._transcript.tokens)
-        return list(whole if whole and found[: len(whole)] == whole else found)
+        asked = self._transcript.for_prompt(self._render([*self._messages, {"role": "user", "content": "?"}]))
+        kept = asked.through(len(self._messages) // 2)
+        return kept or list(self._before_question(self._messages, asked) if self._messages else self._opening())
 
     def _before_question(self, messages: list[Message], transcript: Transcript) -> array[int]:
         """The tokens that come before the next question, or are in it whatever it is."""

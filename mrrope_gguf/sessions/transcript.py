@@ -170,6 +170,14 @@ class Transcript:
         """Put the answer to a prompt behind it."""
         self.pieces.append(Piece(self.vocabulary.shield(text), tuple(tokens), written=True))
 
+    def through(self, n: int) -> list[int]:
+        """The tokens up to the n-th answer that the model wrote; none where there are fewer of them."""
+        for i, piece in enumerate(self.pieces, 1):
+            n -= piece.written
+            if piece.written and not n:
+                return [token for one in self.pieces[:i] for token in one.tokens]
+        return []
+
     def to_json(self) -> list[dict[str, Any]]:
         return [{**vars(piece), "tokens": list(piece.tokens)} for piece in self.pieces]
 
