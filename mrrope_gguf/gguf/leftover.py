@@ -53,6 +53,10 @@ def sweep(*dsts: Path, replaced: bool = False) -> None:
 
 def delete_unlocked(path: Path) -> None:
     """Delete a file that no living process holds, if we can."""
+    if sys.platform == "win32":
+        with suppress(OSError):  # one that is open is not deleted there
+            os.unlink(path)
+        return
     with suppress(OSError):
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | O_BINARY)
         try:
