@@ -22,6 +22,7 @@ from mrrope_gguf.errors import BadFile, Refused
 from mrrope_gguf.gguf.index import KV, GGUFIndex, Tensor
 from mrrope_gguf.gguf.pieces import Layout, Piece, Rows, Span
 from mrrope_gguf.gguf.types import ValueType, padded
+from mrrope_gguf.text import printable
 
 VERSION = 1
 MAX_BYTES = 16 << 20  # of a decompressed record: metadata that was replaced, never a vocabulary
@@ -117,6 +118,8 @@ def decode(index: GGUFIndex) -> Undo | None:
             raise ValueError(f"{len(head)} bytes of rules, at most {MAX_RULES}")
         rules = json.loads(head)
         version = rules.pop("v")
+        if type(version) is not int:
+            raise ValueError(f"its version is {version!r}, no whole number")
         if version != VERSION:
             raise Refused(
                 f"{name}: its undo record was written by a newer mrrope",
@@ -138,7 +141,7 @@ def damaged(index: GGUFIndex, why: str) -> BadFile:
     kv = _record(index)
     return BadFile(
         f"{index.path.name}: the undo record is damaged, so the original cannot be rebuilt from this file",
-        why=why,
+        why=printable(why),  # it may quote the record
         fix="download the original again, or restore this file from a backup",
         offset=0 if kv is None else kv.value,
         field="mrrope.undo",
