@@ -226,3 +226,13 @@ def test_a_long_history_is_cut(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
     shorten(path, 4096)
     assert path.read_text() == text
+
+
+def test_a_long_reading_is_told_and_a_few_tokens_are_not(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mrrope_gguf.chat.speaker._LONG", 0.0)
+    talk = Listener()
+    talk_about(speak(llm, talk), ["the red hen " * 30, "one"])
+    told = [line for line in talk.said if line.startswith("read ")]
+    assert len(told) == 1
+    assert " tokens in " in told[0]
+    assert int(told[0].split()[1]) > 200

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..session import ChatSession
     from ..sessions.reader import Stop
 
-_LONG = 2.0  # seconds of reading or restoring after which it is worth a line
+_LONG, _MANY = 2.0, 64  # seconds of reading, and tokens, from which on it is worth a line
 
 
 class Stages:
@@ -98,7 +98,7 @@ class Speaker:
         if not done:
             there = last.held + last.restored + last.read
             self.talk.say(f"stopped: {there} of {last.total} tokens are read and kept, asking again goes on there")
-        elif last.read_seconds >= _LONG:
+        elif last.read_seconds >= _LONG and last.read >= _MANY:
             speed = last.read / last.read_seconds
             self.talk.say(f"read {last.read} tokens in {clock(last.read_seconds)}, {speed:.0f} a second")
         if done and last.restored:
