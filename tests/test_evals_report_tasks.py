@@ -113,5 +113,7 @@ def test_the_report_has_them_too(tmp_path: Path) -> None:
     found = json.loads(json.dumps(made.to_json()))
     assert [task["name"] for task in found["ruler"]] == ["RULER core (6 tasks)"]
     assert len(found["tasks"]) == 6
+    (words,) = found["against_truncate"]
+    assert words.startswith("yarn: not compared with truncate at perplexity")
     assert {path.name for path in made.files} >= {"ruler-0.png", "ruler-0.svg"}
     assert "![RULER core" in (tmp_path / "report.md").read_text()

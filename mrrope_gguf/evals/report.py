@@ -11,6 +11,7 @@ from .report_pages import html, markdown, numbers
 from .report_pictures import draw
 from .report_read import read
 from .report_stats import Column, Summary, Table, Task, Versus, summarize
+from .report_versus import against_truncate
 from .report_words import Picture, blocks, effective, verdict
 
 
@@ -26,10 +27,19 @@ class Report:
         """The summary's numbers: perplexity tables in nats, intervals as [mean, low, high]."""
         s = self.summary
         tables = {"ppl": [_table(t) for t in s.ppl], "kl": [_table(t) for t in s.kl]}
+        said = {"against_truncate": list(against_truncate(s))}
         tasks = {"ruler": [_task(t) for t in s.ruler], "tasks": [_task(t) for t in s.tasks]}
         facts = {"n_ctx_orig": s.results.n_ctx_orig, "ways": {way: s.results.mode(way) for way in s.results.ways}}
         lines = {"skipped_lines": s.results.skipped, "other_lines": dict(s.results.others)}
-        return {"files": [str(path) for path in self.files], "bucket": s.bucket, **facts, **lines, **tables, **tasks}
+        return {
+            "files": [str(path) for path in self.files],
+            "bucket": s.bucket,
+            **facts,
+            **lines,
+            **said,
+            **tables,
+            **tasks,
+        }
 
     def render(self) -> str:
         """The files' paths, one a line: the page last."""
