@@ -50,7 +50,8 @@ def run(operation: str, place: Path, *, sample: int = 0, seed: int = 7, timeout:
     lib = str(compiled())
     command = [sys.executable, "-m", "tests.faults.sweep", operation, str(place)]
     command += ["--sample", str(sample), "--seed", str(seed)]
-    env = {**os.environ, "LD_PRELOAD": lib, _PRELOADED: lib, "MRROPE_ENGINE": "stock"}
+    preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), lib]))  # a sanitizer's comes first
+    env = {**os.environ, "LD_PRELOAD": preloaded, _PRELOADED: lib, "MRROPE_ENGINE": "stock"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     *complaints, last = map(json.loads, done.stdout.splitlines())
