@@ -7,9 +7,7 @@ from tests.attacks.case import Attack, Refuses, everywhere
 
 # the first that a name begins with; where GGUF parsers were broken by such a file before
 ORIGINS = {
-    "n_kv-SIZE_MAX": "CVE-2024-23605: n_kv overflows an allocation",
-    "n_kv-": "CVE-2024-21825 and kin: counts that are believed",
-    "n_tensors-SIZE_MAX": "CVE-2024-21802: n_tensors overflows an allocation",
+    "n_kv-": "CVE-2024-23605: n_kv overflows an allocation",
     "n_tensors-": "CVE-2024-21836: n_tensors overflows an allocation",
     "key-length-": "CVE-2024-23496: a string's length overflows a buffer",
     "string-length-": "CVE-2024-23496: a string's length overflows a buffer",
@@ -19,12 +17,13 @@ ORIGINS = {
     "array-str-count-": "CVE-2024-21825: an array's count overflows; PyPI gguf 0.19.0 hangs",
     "array-str-item-length-": "CVE-2024-21825 and CVE-2024-23496 together",
     "array-nested": "legal in the specification, refused by ggml",
+    "n_dims-": "CVE-2024-21802: dimensions past the end of their array",
+    "dims[": "CVE-2024-21802: dimensions that are believed",
     "elements-": "CVE-2026-33298: the product of dimensions overflows",
     "nbytes-": "CVE-2026-33298: a tensor's bytes overflow",
     "pad-wraps": "GGML_PAD wraps",
     "sizes-wrap": "CVE-2025-53630 and CVE-2026-27940: the sum of tensor sizes overflows",
-    "offset-": "CVE-2025-53630: an offset that is believed",
-    "second-offset-": "CVE-2025-53630: tensors that overlap",
+    "second-offset-": "tensors that overlap, or leave a gap",
     "alignment-": "padding by a divisor of 0, or one that wraps",
     "key-twice": "two readers, two values",
     "tensor-twice": "two readers, two tensors",

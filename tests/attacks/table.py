@@ -19,9 +19,10 @@ _HEAD = """# Hostile files
 {total} files that a stranger could send, one malformation each, and what happens when `mrrope inspect`, `extend` (to a
 new file and `--in-place`), `fit` and `chat` are given one: an answer of one error, exit code 1, within 1 s of CPU and
 64 MiB of memory beyond what the command takes for a sound file, nothing written, the file as it was. An error names the
-field and the byte it stands at. Beside it, what stock llama.cpp {release} does with the same file: *reader* is ggml's
-`gguf_init_from_file` with the checks that the loader makes of tensor extents and names, *load* is
-`llama_model_load_from_file`, a context and one token. Each ran in a process of its own, held to 4 GiB and 10 s.
+field and the byte it stands at. Beside it, what stock llama.cpp does with the same file
+{release}: *reader* is ggml's `gguf_init_from_file` with the checks that the loader makes of tensor
+extents and names, *load* is `llama_model_load_from_file`, a context and one token. Each ran in a process of its own,
+held to 4 GiB and 10 s.
 
 Made by `python -m tests.attacks`; tests/test_attacks.py runs every command on every file, asks stock again and compares
 this page. Numbers in brackets are notes below each table: why one command accepts what others refuse, and where we are
