@@ -26,8 +26,8 @@ held to 4 GiB and 10 s.
 
 Made by `python -m tests.attacks`; tests/test_attacks.py runs every command on every file, asks stock again and compares
 this page. Numbers in brackets are notes below each table: why one command accepts what others refuse, and where we are
-stricter than stock. **What stock refuses or dies of, we refuse**; {crashes} of these files end a process that loads
-them with stock llama.cpp, and none ends ours.
+stricter than stock. **What stock refuses or dies of, `chat` refuses**, the command that hands a file to llama.cpp;
+{crashes} of these files end a process that loads them with stock, and none ends ours.
 """
 
 
