@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -44,9 +45,9 @@ def _changed(rng: random.Random, value: Any) -> Any:
             case 0:
                 del value[key]
             case 1 if isinstance(value, list):
-                value.insert(key, inner)
+                value.insert(key, copy.deepcopy(inner))
             case 1 if isinstance(value, dict):
-                value[rng.choice(["a", "lead", "scale", "rows", "long_factor", "rope_scaling"])] = inner
+                value[rng.choice(["a", "lead", "scale", "rows", "long_factor", "rope_scaling"])] = copy.deepcopy(inner)
             case _:
                 value[key] = _changed(rng, inner)
         return value
@@ -55,7 +56,7 @@ def _changed(rng: random.Random, value: Any) -> Any:
 
 def _other(rng: random.Random, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or rng.random() < 0.4:
-        return rng.choice([rng.choice(_VALUES), [value], _nested(rng.choice([2, 20, 3000]))])
+        return rng.choice([copy.deepcopy(rng.choice(_VALUES)), [value], _nested(rng.choice([2, 20, 3000]))])
     if rng.random() < 0.5:
         return rng.choice(_NUMBERS)
     if value - value != 0 or abs(value) > 1e200:  # no number, or beyond what floats hold
