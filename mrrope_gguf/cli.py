@@ -204,7 +204,8 @@ def _model(parser: argparse.ArgumentParser) -> None:
 def _add_extend(verbs: Verbs) -> None:
     p = verbs.add_parser("extend", help="write a GGUF that remembers S times as much")
     _model(p)
-    p.add_argument("dst", nargs="?", metavar="DST", help="new file (default: beside MODEL, ...-ContextLength32k-...)")
+    beside = "new file (default: beside MODEL, or here if that is in the Hub's cache)"
+    p.add_argument("dst", nargs="?", metavar="DST", help=beside)
     size = p.add_mutually_exclusive_group()
     size.add_argument("-s", "--scale", type=float, metavar="S", help="new context / original context")
     size.add_argument("-c", "--ctx", type=tokens, metavar="N", help="the new context in tokens (64k, 131072)")

@@ -230,6 +230,8 @@ def _told(done: Extended) -> list[str]:
     if done.replaced:
         lines.append("  replaces   the table this file was extended with before")
     lines.append(f"  {verb:<10} {printable(done.path.name)}{', ' + _how(done.written) if done.written else ''}")
+    if done.elsewhere:
+        lines.append(f"             {done.elsewhere}")
     if done.written is None and done.path != done.source and done.path.exists():
         lines.append("             it exists: --force overwrites it")
     if done.written is None:
