@@ -15,6 +15,8 @@ from tests.engine_worker import Worker
 # pytest's own process runs stock, whatever is built; the patched engine runs in processes of its own
 os.environ.setdefault("MRROPE_ENGINE", "stock")
 
+pytest_plugins = ["tests.session_fixtures"]
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `hard` run only where they are asked for."""

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of saved sessions; a module asks for them with pytest_plugins."""
+"""Fixtures of the tests of saved sessions, a plugin of conftest.py. A module's own of the same name comes first."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ from tests.patched import ROOT, run
 from tests.session_chat import left_over, open_small, states
 from tests.session_states import TEXT, fresh, keep, next_token, reader, refused
 
-pytest_plugins = ["tests.session_fixtures"]
 pytestmark = pytest.mark.engine
 
 

@@ -22,7 +22,6 @@ from mrrope_gguf.verbs_sessions import sessions
 from tests.patched import run
 from tests.session_chat import BOOK, GREEDY, open_small, small, states
 
-pytest_plugins = ["tests.session_fixtures"]
 pytestmark = pytest.mark.engine
 
 

@@ -19,7 +19,6 @@ from mrrope_gguf.sessions.store import DEFAULT_LIMIT, LIMIT, Store, limit_in_byt
 from tests.session_chat import open_small, small, states
 from tests.session_states import TEXT, fresh, keep, next_token, reader, refused
 
-pytest_plugins = ["tests.session_fixtures"]
 pytestmark = pytest.mark.engine
 
 
