@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from functools import cache
@@ -114,6 +115,10 @@ def mutator(folder: Path) -> Path | None:
     return library
 
 
+# libFuzzer judges memory by ru_maxrss, which a process takes over from the one that started it: pytest's is gigabytes
+FRESH = (sys.executable, "-c", "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))")
+
+
 def run(name: str, program: Path, seconds: int, scratch: Path, seeds: list[Path], seed: int = 0) -> Outcome:
     """Fuzz for `seconds`, from the files and folders `seeds`; what was found new lies in `scratch` afterwards.
 
@@ -123,7 +128,7 @@ def run(name: str, program: Path, seconds: int, scratch: Path, seeds: list[Path]
     found.mkdir(parents=True, exist_ok=True)
     options = [f"-max_total_time={seconds}", f"-max_len={MAX_LEN[name]}", f"-artifact_prefix={scratch}/"]
     options += ["-timeout=5", "-rss_limit_mb=2048", "-malloc_limit_mb=64", "-print_final_stats=1", f"-seed={seed}"]
-    command = [str(program), *options, str(found), *map(str, seeds)]
+    command = [*FRESH, str(program), *options, str(found), *map(str, seeds)]
     # a scan leaves nothing behind that the interpreter could be blamed for: leaks count here
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
     done = subprocess.run(

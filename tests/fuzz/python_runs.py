@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.native_targets import CORPUS, Outcome, mutator, outcome
+from tests.fuzz.native_targets import CORPUS, FRESH, Outcome, mutator, outcome
 from tests.fuzz.python_targets import GGUF_TARGETS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,7 +32,7 @@ def run(name: str, seconds: int, scratch: Path, *, plain: bool = False, seed: in
     with tempfile.TemporaryDirectory(prefix="mrrope-fuzz-", dir=memory) as folder:
         command = [sys.executable, "-m", "tests.fuzz.python_main", name, str(library or "-"), *options]
         done = subprocess.run(
-            [*command, str(found), str(CORPUS / name)],
+            [*FRESH, *command, str(found), str(CORPUS / name)],
             capture_output=True, text=True, errors="replace", cwd=ROOT, timeout=seconds + 180, check=False,
             env={**os.environ, "TMPDIR": folder, "XDG_CACHE_HOME": folder, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
