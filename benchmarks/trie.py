@@ -1,6 +1,6 @@
 """The trie scheduler against each prompt alone: tokens counted, and seconds on SmolLM2, in the same run.
 
-    python -m benchmarks.trie [--lengths 256,512,1024] [--kv-length 1536] [--rounds 3]     (200,000 tokens)
+    python -m benchmarks.trie [--lengths 256,512,1024] [--kv-length 1600] [--rounds 3]     (200,000 tokens)
 
 Counted without running anything: a needle grid of 4K to 128K tokens at 11 depths, 20 questions on one JSON object.
 Timed: the same at the lengths given, each way once in every round after a short warm-up; the results must be the same.
@@ -90,7 +90,7 @@ def measure(llm: Any, name: str, prompts: list[Prompt], rounds: int) -> dict[str
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", default="256,512,1024", help="of the timed prompts, in tokens")
-    parser.add_argument("--kv-length", type=int, default=1536, help="of the timed questions")
+    parser.add_argument("--kv-length", type=int, default=1600, help="of the timed questions")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     os.environ["MRROPE_ENGINE"] = "stock"
