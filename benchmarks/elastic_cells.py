@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from typing import Any
 from benchmarks.elastic import RESULTS
 from benchmarks.elastic_models import MODELS, widened
 from benchmarks.elastic_plan import DEFAULT, PRO
-from mrrope_gguf.evals.needles import KEYS, QUESTION, haystack, tokens_of
+from mrrope_gguf.evals.needles import KEYS
+from mrrope_gguf.evals.passes import TaskPass
 from mrrope_gguf.evals.runlog import RunLog
-from mrrope_gguf.evals.tasks import GENERATE
+from mrrope_gguf.evals.tasks import key_items
 from mrrope_gguf.model import load
 
 BUCKET = 4096
@@ -39,8 +40,7 @@ NAMES = {
     "static,method=uni,scale=4": "mrrope-uni",
     "static,method=pro,scale=4": "mrrope-pro",
 }
-Depths = Callable[[int, int], list[float]]
-WINDOWS = {"smollm2": 8192, "gemma3": 32768}
+Depths = Callable[[int, int], Sequence[float | None]]
 
 
 def needle_cells(runs: dict[str, dict[str, Any]], model: str, depths: Depths) -> Iterator[dict[str, Any]]:
@@ -59,12 +59,12 @@ def needle_cells(runs: dict[str, dict[str, Any]], model: str, depths: Depths) ->
 def depths_of(model: str) -> Depths:
     """Where each of the ten numbers stands, in per cent of the text: the haystacks are made again, nothing is run."""
     llm = load(widened(MODELS[model].resource), vocab_only=True)
-    room = GENERATE + max(len(tokens_of(llm, QUESTION.format(key=key))) for key in KEYS)
+    window = MODELS[model].n_ctx_orig
 
     @cache
-    def places(seed: int, length: int) -> list[float]:
-        made = haystack(llm, length - room, KEYS, seed)
-        return [round(100 * made.positions[key] / len(made.tokens), 1) for key in KEYS]
+    def places(seed: int, length: int) -> list[float | None]:
+        task = TaskPass("needle-keys/noise", "", (length,), (), seed, 1, window, keys_per_text=len(KEYS))
+        return [item.depth for item in key_items(llm, task, length, None)]
 
     return places
 
@@ -78,7 +78,7 @@ def cells(runs: dict[str, dict[str, Any]], model: str) -> Iterator[dict[str, Any
         text, way, end = rest[0], NAMES[rest[1]], int(rest[2])
         if model == "gemma3" and way == "truncate":
             continue
-        same = ("elastic", "truncate") if way == "none" and end <= WINDOWS[model] else ()
+        same = ("elastic", "truncate") if way == "none" and end <= MODELS[model].n_ctx_orig else ()
         for each in (way, *same):
             place = {"task": "ppl", "text": text, "way": each, "start": end - BUCKET, "end": end}
             yield {"run": f"ppl/{text}/{each}/{end - BUCKET}-{end}", **place, "blocks": runs[name]["blocks"]}
@@ -86,7 +86,7 @@ def cells(runs: dict[str, dict[str, Any]], model: str) -> Iterator[dict[str, Any
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.elastic_cells")
-    parser.add_argument("model", choices=WINDOWS)
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("dir", type=Path)
     args = parser.parse_args()
     log = RunLog(args.dir / "results.jsonl")

@@ -11,6 +11,7 @@ import pytest
 
 from mrrope_gguf import fetch
 from tests.engine_worker import Worker
+from tests.ggml_reader import GgmlReader
 
 # pytest's own process runs stock, whatever is built; the patched engine runs in processes of its own
 os.environ.setdefault("MRROPE_ENGINE", "stock")
@@ -67,6 +68,13 @@ def programs() -> Path:
     from mrrope_gguf.engine.build import build
 
     return build(backend="cpu", server=True, say=print).path / "bin"
+
+
+@pytest.fixture(scope="module")
+def ggml() -> Iterator[GgmlReader]:
+    """A process that reads files as ggml does."""
+    with GgmlReader() as reader:
+        yield reader
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,11 @@ from tests.session_chat import BOOK, GREEDY, converse, open_small, small, states
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small(tmp_path_factory.mktemp("chat"))
-
-
-@pytest.fixture(scope="module")
-def loaded(model: Path) -> Iterator[Any]:
-    llm = open_small(model)
-    yield llm
-    llm.close()
-
-
 @pytest.fixture
-def llm(loaded: Any) -> Any:
+def llm(llm: Any) -> Any:
     """The model with nothing in memory."""
-    loaded.reset()
-    return loaded
+    llm.reset()
+    return llm
 
 
 def chat(llm: Any, *documents: str, **options: Any) -> ChatSession:

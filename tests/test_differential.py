@@ -7,7 +7,7 @@ package's what DIFFERENCES_OF_PACKAGE do. A difference that is not listed fails.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,12 +28,6 @@ pytestmark = pytest.mark.skipif(ggml_oracle.libggml() is None, reason="llama-cpp
 quick = settings(
     max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(scope="module")
-def ggml() -> Iterator[GgmlReader]:
-    with GgmlReader() as reader:
-        yield reader
 
 
 # --- our index --------------------------------------------------------------------------------------------------------

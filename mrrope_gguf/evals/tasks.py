@@ -86,7 +86,7 @@ def _of_length(llm: Any, spec: Spec, task: TaskPass, length: int) -> Iterator[It
     if family == "needle":
         return grid_items(llm, task, length, _prose(spec, name))
     if family == "needle-keys":
-        return _keys(llm, task, length, _prose(spec, name))
+        return key_items(llm, task, length, _prose(spec, name))
     if family == "ruler":
         return sample_items(llm, task, _ruler(llm, spec, task, name, length))
     if family == "retrieval":
@@ -112,7 +112,7 @@ def grid_items(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iter
             yield Item(f"{percent:g}-{seed}", length, seed, prompt, (cell.value,), "string_match_all", percent)
 
 
-def _keys(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iterator[Item]:
+def key_items(llm: Any, task: TaskPass, length: int, prose: str | None) -> Iterator[Item]:
     """Several named keys in one text, each asked for: one prefill for all, and another task than one needle alone."""
     keys = KEYS[: task.keys_per_text]
     asked = {key: tokens_of(llm, QUESTION.format(key=key)) for key in keys}

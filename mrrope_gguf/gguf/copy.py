@@ -10,7 +10,8 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf.pieces import Piece, Rows, Span, reorder, total
@@ -27,6 +28,16 @@ _NOT_POSSIBLE = frozenset(
 )
 _FICLONERANGE = 0x4020940D  # linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
 O_BINARY: int = getattr(os, "O_BINARY", 0)
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[int]:
+    """A file's descriptor, for reading. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | O_BINARY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def read_at(fd: int, size: int, offset: int) -> bytes:

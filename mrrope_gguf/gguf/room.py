@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mrrope_gguf.errors import FileTrouble
-from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, clone_range
+from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, clone_range, opened
 from mrrope_gguf.gguf.names import temp_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 
@@ -52,8 +52,7 @@ def require_room_for_all(jobs: Sequence[tuple[Path, list[Piece], Path]]) -> None
 def can_clone(src: Path, dst: Path) -> bool:
     """Whether a file `dst` could share blocks with `src`, which a file that is gone again has shown."""
     probe = temp_path(dst)
-    source = os.open(src, os.O_RDONLY | O_BINARY)
-    try:
+    with opened(src) as source:
         target = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_EXCL | O_BINARY, 0o600)
         try:
             return os.fstat(source).st_size >= BLOCK and clone_range(source, 0, BLOCK, target, 0)
@@ -61,8 +60,6 @@ def can_clone(src: Path, dst: Path) -> bool:
             with suppress(OSError):
                 os.unlink(probe)
             os.close(target)
-    finally:
-        os.close(source)
 
 
 def allow_open_files(wanted: int) -> None:

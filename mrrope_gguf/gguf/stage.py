@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mrrope_gguf.errors import FileTrouble
-from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Copier, clone_range, sync_dir, sync_file
+from mrrope_gguf.gguf.copy import BLOCK, O_BINARY, Copier, clone_range, opened, sync_dir, sync_file
 from mrrope_gguf.gguf.index import GGUFIndex, open_gguf
 from mrrope_gguf.gguf.leftover import lock, still_named
 from mrrope_gguf.gguf.names import journal_path, temp_path
@@ -100,7 +100,7 @@ def stage(
     """
     staged = Staged(temp_path(dst), dst, "", 0)
     try:
-        with file_errors(src, "read"), _opened(src) as source, file_errors(dst):
+        with file_errors(src, "read"), opened(src) as source, file_errors(dst):
             done = _write_temp(source, src, staged, pieces, progress, must_clone)
         if done is None:
             staged.discard()
@@ -113,15 +113,6 @@ def stage(
         raise
     staged.how, staged.copied = done.how, done.copied
     return staged
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | O_BINARY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _write_temp(

@@ -77,7 +77,9 @@ def publish_all(staged: list[Staged], *, force: bool) -> None:
             try:
                 for one, move in zip(staged, moves, strict=True):
                     with file_errors(one.dst):
-                        replaces = force and move.replaces and _set_aside(one.dst, one.dst.with_name(move.aside))
+                        replaces = force and move.replaces
+                        if replaces:
+                            _set_aside(one.dst, one.dst.with_name(move.aside))
                     publish(one, force=replaces)
                 with file_errors(staged[0].dst):
                     journal.unlink()
@@ -139,13 +141,12 @@ def _create(journal: Path, moves: list[_Move]) -> int:
     return fd
 
 
-def _set_aside(dst: Path, aside: Path) -> bool:
-    """Keep a file under another name. It keeps its own too, where the file system has hard links. Returns True."""
+def _set_aside(dst: Path, aside: Path) -> None:
+    """Keep a file under another name. It keeps its own too, where the file system has hard links."""
     try:
         os.link(dst, aside, follow_symlinks=False)
     except (OSError, NotImplementedError):
         os.replace(dst, aside)
-    return True
 
 
 def _roll_back(journal: Path, moves: list[_Move], why: BaseException) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..aside import NEW, private_folder
 from ..errors import FileTrouble
-from ..gguf.copy import O_BINARY, read_at, sync_file, write_at
+from ..gguf.copy import opened, read_at, sync_file, write_at
 from ..gguf.stage import delete
 from ..text import printable
 
@@ -62,8 +62,7 @@ def sweep_temps(folder: Path) -> None:
 
 
 def _read(path: Path) -> bytes:
-    fd = os.open(path, os.O_RDONLY | O_BINARY)
-    try:
+    with opened(path) as fd:
         found = os.fstat(fd)
         if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
             raise FileTrouble(
@@ -72,5 +71,3 @@ def _read(path: Path) -> bytes:
                 fix="let MRROPE_DATA (or MRROPE_CACHE) name a folder of your own",
             )
         return read_at(fd, SIZE + 1, 0)
-    finally:
-        os.close(fd)

@@ -21,13 +21,8 @@ if sys.platform == "win32":
         return True
 
 else:
+    from ..gguf.leftover import lock
 
     def try_lock(fd: int, *, shared: bool = False) -> bool:
         """Lock the open file, alone or (shared) with other readers; False if somebody else's lock forbids it."""
-        import fcntl
-
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
+        return lock(fd, shared=shared)

@@ -18,13 +18,13 @@ import shutil
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..aside import NEW
 from ..errors import FileTrouble, Refused
-from ..gguf.copy import O_BINARY, sync_dir
+from ..gguf.copy import O_BINARY, opened, sync_dir
 from ..gguf.stage import delete, file_errors
 from ..paths import data_dir
 from ..text import printable
@@ -168,13 +168,13 @@ class Store:
 
     def head(self, path: Path) -> Head | None:
         """What a state says about itself, or None where it is damaged, of another version, or gone."""
-        with suppress(FileTrouble, OSError), _opened(path) as fd:
+        with suppress(FileTrouble, OSError), opened(path) as fd:
             return read_head(fd, self._key())
         return None
 
     def _head(self, path: Path, fingerprint: Fingerprint) -> Head | None:
         try:
-            with _opened(path) as fd:
+            with opened(path) as fd:
                 return read_head(fd, self._key(), fingerprint.parts)
         except OtherVersion:
             return None
@@ -308,12 +308,3 @@ def _name(fingerprint: Fingerprint, tokens: Sequence[int]) -> str:
 def _states(folder: Path, *, deep: bool = False) -> Iterator[Path]:
     with suppress(OSError):
         yield from sorted(folder.glob(f"*/*{_SUFFIX}" if deep else f"*{_SUFFIX}"))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY | O_BINARY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
