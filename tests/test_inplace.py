@@ -25,7 +25,7 @@ from mrrope_gguf.gguf.names import journal_path
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.write import WriteReport, write_in_place, write_new
 from tests import edits
-from tests.edits import hashes, left_in, model, sha256, split_model, write
+from tests.edits import left_in, model, sha256, write
 from tests.filesystems import mounted
 
 
@@ -376,26 +376,3 @@ def test_recovery_waits_for_nobody(file: Path, monkeypatch: pytest.MonkeyPatch) 
     with open(file, "rb"), pytest.raises(FileTrouble, match="open or mapped"):
         recover(file)
     assert recover(file)
-
-
-# -- split models ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rows", [False, True])
-def test_split_models_change_in_place(ext4: Path, tmp_path: Path, rows: bool) -> None:
-    directory = ext4 / "split"
-    directory.mkdir(exist_ok=True)
-    shards = split_model(directory)
-    before, inode = hashes(shards), shards[1].stat().st_ino
-    with Source.open(shards[1]) as source:
-        edit = edits.extended(Edit(source))
-        if rows:
-            edit.permute_rows("blk.2.attn_q.weight", edits.HEADS)
-        report = write_in_place(edit)
-    assert report.path == shards[0]
-    assert report.how == ("in-place replace" if rows else "in-place insert")
-    assert [a == b for a, b in zip(hashes(shards), before, strict=True)] == [False, True, not rows]
-    revert(shards[2])
-    assert hashes(shards) == before
-    assert shards[1].stat().st_ino == inode
-    assert left_in(directory) == {path.name for path in shards}

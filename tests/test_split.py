@@ -18,6 +18,7 @@ from mrrope_gguf.gguf.stage import Staged
 from mrrope_gguf.gguf.write import write_in_place, write_new
 from tests import edits
 from tests.edits import HEADS, hashes, left_in, sha256, split_model, tensors, write_extension
+from tests.filesystems import mounted
 
 
 def test_only_shard_1_is_rewritten(tmp_path: Path) -> None:
@@ -141,3 +142,24 @@ def test_a_change_in_place_counts_every_shard(tmp_path: Path) -> None:
 def test_an_untouched_original_has_nothing_to_revert(tmp_path: Path) -> None:
     with pytest.raises(Refused):
         revert(split_model(tmp_path)[1])
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_split_models_change_in_place(tmp_path: Path, rows: bool) -> None:
+    with mounted("ext4", tmp_path) as place:
+        directory = place / "split"
+        directory.mkdir()
+        shards = split_model(directory)
+        before, inode = hashes(shards), shards[1].stat().st_ino
+        with Source.open(shards[1]) as source:
+            edit = edits.extended(Edit(source))
+            if rows:
+                edit.permute_rows("blk.2.attn_q.weight", edits.HEADS)
+            report = write_in_place(edit)
+        assert report.path == shards[0]
+        assert report.how == ("in-place replace" if rows else "in-place insert")
+        assert [a == b for a, b in zip(hashes(shards), before, strict=True)] == [False, True, not rows]
+        revert(shards[2])
+        assert hashes(shards) == before
+        assert shards[1].stat().st_ino == inode
+        assert left_in(directory) == {path.name for path in shards}
