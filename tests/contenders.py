@@ -11,7 +11,7 @@ from mrrope_gguf import extend, inspect, revert
 from mrrope_gguf.engine import store
 from mrrope_gguf.errors import FileTrouble, MrropeError
 from mrrope_gguf.evals.runlog import RunLog
-from mrrope_gguf.sessions.key import user_key
+from mrrope_gguf.user_key import user_key
 
 
 def hold(log: str) -> int:

@@ -22,7 +22,7 @@ from mrrope_gguf.gguf.journal import Journal
 from mrrope_gguf.gguf.names import journal_path, unfinished_path
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.write import write_in_place
-from mrrope_gguf.sessions.key import user_key
+from mrrope_gguf.user_key import user_key
 from tests import edits, tiny, toy_llama
 from tests.edits import model, sha256, write
 from tests.filesystems import mounted

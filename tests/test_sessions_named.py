@@ -15,9 +15,9 @@ from mrrope_gguf.cli import main
 from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.session import ChatSession
 from mrrope_gguf.sessions import manage
-from mrrope_gguf.sessions.key import user_key
 from mrrope_gguf.sessions.named import Named, named_files, sealed
 from mrrope_gguf.sessions.store import Store
+from mrrope_gguf.user_key import user_key
 from mrrope_gguf.verbs_sessions import sessions
 from tests.patched import run
 from tests.session_chat import BOOK, GREEDY, open_small, small, states

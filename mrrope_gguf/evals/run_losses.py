@@ -15,7 +15,7 @@ from ..errors import MrropeError
 from ..kernels import nll
 from ..meter import Meter, Span, size
 from ..paths import cache_dir
-from ..sessions.key import sweep_temps
+from ..user_key import sweep_temps
 from . import snapshot
 from .decode import CHUNK, Decoder
 from .host import Host

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..aside import NEW
 from ..errors import EngineTrouble
-from ..sessions.key import user_key
 from ..text import printable
+from ..user_key import user_key
 from .decode import Decoder
 
 _PROOF = hashlib.sha256().digest_size

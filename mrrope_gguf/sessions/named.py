@@ -22,7 +22,7 @@ from ..errors import FileTrouble, Refused
 from ..gguf.copy import O_BINARY, sync_dir, sync_file, write_at
 from ..gguf.stage import delete, file_errors
 from ..text import printable
-from .key import user_key
+from ..user_key import user_key
 from .locks import try_lock
 
 VERSION = 1

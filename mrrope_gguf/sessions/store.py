@@ -28,9 +28,9 @@ from ..gguf.copy import O_BINARY, opened, sync_dir
 from ..gguf.stage import delete, file_errors
 from ..paths import data_dir
 from ..text import printable
+from ..user_key import user_key
 from .entry import Damaged, Head, OtherVersion, check_state, read_head, seal
 from .fingerprint import Fingerprint
-from .key import user_key
 from .locks import try_lock
 
 LIMIT = "MRROPE_SESSIONS_MAX"

@@ -32,10 +32,10 @@ from mrrope_gguf.inspect import inspect
 from mrrope_gguf.radix_file import read_radix
 from mrrope_gguf.revert import revert
 from mrrope_gguf.sessions.entry import check_state, read_head, seal
-from mrrope_gguf.sessions.key import user_key
 from mrrope_gguf.sessions.named import read_named, sealed
 from mrrope_gguf.sessions.sampling import Sampling
 from mrrope_gguf.sessions.transcript import Transcript
+from mrrope_gguf.user_key import user_key
 from tests.fuzz.seeds import extendable
 from tests.gguf_bytes import STRING, kv, pad, string
 

@@ -9,11 +9,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..aside import NEW, private_folder
-from ..errors import FileTrouble
-from ..gguf.copy import opened, read_at, sync_file, write_at
-from ..gguf.stage import delete
-from ..text import printable
+from .aside import NEW, private_folder
+from .errors import FileTrouble
+from .gguf.copy import opened, read_at, sync_file, write_at
+from .gguf.stage import delete
+from .text import printable
 
 SIZE = 32
 _STALE = 60.0  # seconds after which a temporary file that nobody has locked is nobody's
