@@ -213,3 +213,12 @@ def test_lengths_and_names_that_cannot_be(folder: Path) -> None:
         planned(path, asked(folder, "kl", "none,truncate"))
     with pytest.raises(MrropeError, match="no such text"):
         planned(path, request("ppl", "none", texts=[str(folder / "gone.txt")]))
+
+
+def test_short_lengths_of_tasks() -> None:
+    """Blocks of 256 are for losses: a task itself says what is too short for it."""
+    path = Path(__file__).parent / "data" / "retriever-256.gguf"
+    for what, tasks in ("needle", []), ("retrieval", ["passkey"]):
+        assert planned(path, request(what, "none", (160,), tasks=tasks, samples=1))
+        with pytest.raises(MrropeError, match="16 tokens"):
+            planned(path, request(what, "none", (16,), tasks=tasks, samples=1))

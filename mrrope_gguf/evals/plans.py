@@ -66,10 +66,10 @@ def make_spec(model: str | os.PathLike[str], request: Request, say: Say | None =
         window = reach(read_facts(source.index), force=request.force)
     _check_scale(request.scale, window)
     lengths = sorted(set(request.lengths)) or default_lengths(window, request.scale or 1.0)
-    if lengths[0] < BLOCK:
-        raise Refused(
-            f"a length of {lengths[0]} tokens", why=f"losses are kept in blocks of {BLOCK}", fix="ask for more tokens"
-        )
+    # tasks say themselves what is too short for them
+    if lengths[0] < (BLOCK if request.what in ("ppl", "kl", "all") else 1):
+        why = f"losses are kept in blocks of {BLOCK}" if lengths[0] > 0 else "a text has one or more"
+        raise Refused(f"a length of {lengths[0]} tokens", why=why, fix="ask for more tokens")
     prose = [] if request.hay == "noise" else [request.hay]
     wanted = list(dict.fromkeys([*(request.texts or _texts_of(request)), *prose]))
     n_ctx = min(lengths[-1], window) if request.what == "kl" else lengths[-1]
