@@ -3,7 +3,7 @@
 # make test-full  and what is too slow for CI: llama-server, Hugging Face transformers
 # make test-hard  the long sweeps alone: kills, faults, fuzzing, load (docs/reliability.md says how long they took)
 # make fuzz   every fuzz target for SECONDS=600 each; test-hard has the same in it
-# make test-asan, test-tsan   the tests that reach the C++ core, with the core under sanitizers (2 cores: 5 minutes each)
+# make test-asan, test-tsan   21 test files that reach the C++ core, with the core under sanitizers (7 and 18 minutes under load)
 # make test-asan-engine       the patched llama.cpp under sanitizers: its tiny architectures (20 minutes of compiling)
 # make audit  bandit on the sources, pip-audit on what is installed (needs PyPI's advisories)
 # make engine the patched llama.cpp that tests run on

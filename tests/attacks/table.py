@@ -24,9 +24,10 @@ field and the byte it stands at. Beside it, what stock llama.cpp does with the s
 extents and names, *load* is `llama_model_load_from_file`, a context and one token. Each ran in a process of its own,
 held to 4 GiB and 10 s.
 
-Made by `python -m tests.attacks`; tests/test_attacks.py runs every command on every file, asks stock again and compares
-this page. Numbers in brackets are notes below each table: why one command accepts what others refuse, and where we are
-stricter than stock. **What stock refuses or dies of, `chat` refuses**, the command that hands a file to llama.cpp;
+Made by `python -m tests.attacks`; tests/test_attacks_stock.py asks stock again and compares this page. `make test-hard`
+runs every command on every file; CI gives a malformed header to `inspect` and one other command by turns, the other
+files to all (tests/test_attacks.py). Numbers in brackets are notes below each table: why one command accepts what others
+refuse, and where we are stricter than stock. **What stock refuses or dies of, `chat` refuses**, the command that hands a file to llama.cpp;
 {crashes} of these files end a process that loads them with stock, and none ends ours.
 """
 
