@@ -47,17 +47,18 @@ def add_eval(verbs: Any, tokens: Callable[[str], int], kv_types: tuple[str, ...]
     )
     p.add_argument(
         "--text", dest="texts", nargs="+", action="extend", default=[], metavar="TEXT",
-        help="prose to read: names of `mrrope texts`, or UTF-8 files (default: voyage-out)",
+        help="prose to read: names of `mrrope texts`, or UTF-8 files (default: voyage-out); needles lie in --hay's",
     )  # fmt: skip
     p.add_argument("--out", default="eval", metavar="DIR", help="results and report (default: ./eval)")
     p.add_argument("--budget", metavar="TIME", help="30m, 2h: measure what fits, the same for every method")
     p.add_argument("--estimate", action="store_true", help="say what would run and how long it takes, run nothing")
     tasks = p.add_argument_group("needles, RULER and retrieval")
     tasks.add_argument(
-        "--samples", type=int, metavar="N", help="texts of each length (default: needle 1, others 5; in all 2)"
-    )
-    tasks.add_argument("--seed", type=int, default=42, metavar="N", help="default: 42")
-    tasks.add_argument("--hay", default="noise", metavar="TEXT", help="around needles: noise (default), or a text")
+        "--samples", type=int, metavar="N",
+        help="texts of each length (default: needle 1, others 5, a benchmark's file all it has; in all 2)",
+    )  # fmt: skip
+    tasks.add_argument("--seed", type=int, metavar="N", help="default: 42")
+    tasks.add_argument("--hay", metavar="TEXT", help="around needles: noise (default), or a text")
     tasks.add_argument(
         "--depths",
         type=_list_of(float),
@@ -65,7 +66,7 @@ def add_eval(verbs: Any, tokens: Callable[[str], int], kv_types: tuple[str, ...]
         help="needle: per cent of the text before it (default: 0,10,..)",
     )
     tasks.add_argument(
-        "--keys", type=int, default=1, metavar="N",
+        "--keys", type=int, metavar="N",
         help="needle: N named numbers in one text, each asked for: fast, and another task than one (at most 10)",
     )  # fmt: skip
     tasks.add_argument(

@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _request(args: argparse.Namespace) -> Request:
     from .evals.plans import Request
-    from .evals.tasks import DEPTHS
 
     _check(args)
     options: dict[str, Any] = {"flash_attn": args.flash_attn == "on"}
@@ -79,21 +78,57 @@ def _request(args: argparse.Namespace) -> Request:
     given |= {"type_k": args.cache_type_k, "type_v": args.cache_type_v}
     options |= {name: value for name, value in given.items() if value is not None}
     options |= {"swa_full": True} if args.swa_full else {}
-    depths = DEPTHS if args.depths is None else tuple(percent / 100 for percent in args.depths)
+    kept = {"seed": args.seed, "hay": args.hay, "keys": args.keys}
+    kept |= {"depths": args.depths and tuple(percent / 100 for percent in args.depths)}
     return Request(
         args.what, methods=args.methods, scale=args.scale, lengths=args.lengths, texts=args.texts,
-        samples=args.samples, seed=args.seed, depths=depths, hay=args.hay, keys=args.keys, tasks=args.tasks,
-        files=args.files, squad=args.squad, hotpotqa=args.hotpotqa, force=args.force, options=options,
+        samples=args.samples, tasks=args.tasks, files=args.files, squad=args.squad, hotpotqa=args.hotpotqa,
+        force=args.force, options=options, **{name: value for name, value in kept.items() if value is not None},
     )  # fmt: skip
 
 
+# options that only some kinds have, and what they are in `args`; `all` has them all
+_OPTIONS = {
+    "--text": ("texts", ("ppl", "kl", "ruler")),
+    "--samples": ("samples", ("needle", "ruler", "retrieval")),
+    "--seed": ("seed", ("needle", "ruler", "retrieval")),
+    "--hay": ("hay", ("needle",)),
+    "--depths": ("depths", ("needle",)),
+    "--keys": ("keys", ("needle",)),
+    "--tasks": ("tasks", ("ruler", "retrieval")),
+    "--squad": ("squad", ("ruler",)),
+    "--hotpotqa": ("hotpotqa", ("ruler",)),
+    "--file": ("files", ("retrieval",)),
+}
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refused for an option that this kind would ignore: what was asked for would not be measured."""
+    for option, (name, kinds) in _OPTIONS.items():
+        if getattr(args, name) not in (None, []) and args.what not in (*kinds, "all"):
+            raise Refused(
+                f"eval {args.what}: {option} means nothing here",
+                why=f"it belongs to {' and '.join(kinds)}",
+                fix="--hay TEXT hides needles in a text"
+                if option == "--text" and args.what == "needle"
+                else "leave it out",
+            )
+    if args.depths and (args.keys or 1) > 1:
+        raise Refused(
+            "eval needle: --depths means nothing beside --keys",
+            why=f"the {args.keys} numbers of a text lie all over it",
+            fix="leave one of the two out",
+        )
+
+
 def _check(args: argparse.Namespace) -> None:
-    """Refused for numbers that no suite can be made of."""
+    """Refused for numbers that no suite can be made of, and for options that nothing would come of."""
     from .evals.needles import KEYS
 
+    _check_options(args)
     wrong = {
         f"--samples {args.samples}": args.samples is not None and args.samples < 1,
-        f"--keys {args.keys}": not 1 <= args.keys <= len(KEYS),
+        f"--keys {args.keys}": args.keys is not None and not 1 <= args.keys <= len(KEYS),
         "--out is empty": not args.out,
         f"--threads {args.threads}": args.threads is not None and args.threads < 1,
         f"--depths {args.depths}": args.depths is not None

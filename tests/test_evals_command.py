@@ -33,7 +33,7 @@ def run_verb(given: list[str]) -> int:
 
 
 def words(*more: str, what: str = "ppl", methods: str = "none,yarn", text: str = "t.txt") -> list[str]:
-    named = ["--text", text] if text else []
+    named = ["--text", text] if text and what in ("ppl", "kl", "ruler") else []
     return ["eval", what, "m.gguf", "--methods", methods, *named, "--lengths", "512", "-t", "1", "-fa", "off", *more]
 
 
@@ -72,6 +72,14 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "no samples": (words("--samples", "0", what="needle"), ["--samples 0"]),
     "too many keys": (words("--keys", "99", what="needle"), ["--keys 99", "1 to 10 keys"]),
     "a depth outside": (words("--depths", "50,101", what="needle"), ["--depths [50.0, 101.0]"]),
+    "a text for needles": (words("--text", "t.txt", what="needle"), ["--text means nothing here", "--hay TEXT hides"]),
+    "hay for losses": (words("--hay", "t.txt"), ["eval ppl: --hay means nothing here", "belongs to needle"]),
+    "tasks for needles": (words("--tasks", "vt", what="needle"), ["--tasks means nothing", "ruler and retrieval"]),
+    "depths of many keys": (words("--depths", "5", "--keys", "3", what="needle"), ["--depths means nothing beside"]),
+    "tasks of no kind": (
+        words("--tasks", "vt,nih", what="all"),
+        ["nih: no such task", "core, offline, niah", "passkey"],
+    ),
     "no threads": (words("-t", "0"), ["--threads 0"]),
     "no such task": (words("--tasks", "niah", what="ruler"), ["niah: no such task of RULER"]),
     "prose for an essay": (words("--tasks", "qa_1", what="ruler"), ["qa_1"]),

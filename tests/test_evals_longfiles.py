@@ -68,8 +68,8 @@ EXAMPLES: dict[str, tuple[dict[str, Any], str, str, str, str]] = {
         "An old man.",
         "she",
     ),
-    "longbook_qa_chn": ({}, "阅读以下书籍然后回答问题。\n\nROSE", "\n\n问题：Who?\n答案：", "", ""),
-    "longbook_sum_eng": ({}, "Summarize the book below.\n\nROSE", "\n\nSummary:", "", ""),
+    "longbook_qa_chn": ({}, "阅读以下书籍然后回答问题。\n\nROSE", "\n\n问题：Who?\n答案：", "j，ack。", "x"),
+    "longbook_sum_eng": ({}, "Summarize the book below.\n\nROSE", "\n\nSummary:", "Jack.", "x"),
     "math_find": (
         {"input": "You should answer. The largest number of the list is: ", "answer": 12},
         "What is the largest number in the following list?\n\nROSE",
@@ -116,11 +116,7 @@ def test_infinitebench(tmp_path: Path, task: str) -> None:
     assert written(sample).endswith(STORY + end)
     assert sample.tags == {"id": "7"}
     assert sample.generate == INFINITEBENCH[task].generate
-    if right:
-        assert (score(sample, right), score(sample, wrong)) == (1.0, 0.0)
-    else:
-        with pytest.raises(Refused, match="no score"):
-            score(sample, "anything")
+    assert (score(sample, right), score(sample, wrong)) == (1.0, 0.0)
 
 
 def test_the_name_of_the_task_can_be_given(tmp_path: Path) -> None:

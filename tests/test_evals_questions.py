@@ -45,6 +45,13 @@ def infinitebench(folder: Path) -> str:
     return str(file)
 
 
+def books(folder: Path) -> str:
+    """One of the two tasks whose answers are not judged by plain strings."""
+    file = folder / "longbook_qa_chn.jsonl"
+    file.write_text(json.dumps({"context": "a b. " * 40, "input": "who", "answer": ["a b", "b"]}))
+    return str(file)
+
+
 def longbench(folder: Path) -> str:
     line = {"context": "a stone " * 60, "question": "what?", "answer": "C", **{f"choice_{c}": c * 3 for c in "ABCD"}}
     file = folder / "data.json"
@@ -61,7 +68,7 @@ def wanted(folder: Path, what: str) -> Any:
         "ruler": {"tasks": ["niah_multikey_1", "vt"], "texts": [text], "samples": 2},
         "retrieval": {"tasks": ["passkey", "number"], "samples": 2},
         "kv": {"tasks": ["kv"], "samples": 1},
-        "files": {"files": [infinitebench(folder), longbench(folder)]},
+        "files": {"files": [infinitebench(folder), books(folder), longbench(folder)]},
     }
     lengths = {"kv": (2560,), "ruler": (2048,)}.get(what, (WINDOW, 2048))
     kind = "retrieval" if what in ("kv", "files") else what.partition(",")[0]
@@ -69,7 +76,7 @@ def wanted(folder: Path, what: str) -> Any:
 
 
 SUITES = ("needle", "needle, prose", "needle, keys", "ruler", "retrieval", "kv", "files")
-COUNTS = {"needle": 4, "needle, prose": 1, "needle, keys": 3, "ruler": 4, "retrieval": 4, "kv": 20, "files": 5}
+COUNTS = {"needle": 4, "needle, prose": 1, "needle, keys": 3, "ruler": 4, "retrieval": 4, "kv": 20, "files": 6}
 
 
 @pytest.mark.parametrize("what", SUITES)
@@ -243,3 +250,53 @@ def test_text_is_named_by_what_was_asked(path: Path, tmp_path: Path) -> None:
         found = planned(path, request("all", "none", (WINDOW,), texts=texts, hay=hay))
         assert {task.text for task in found if not isinstance(task, TaskPass)} == {Path(each).stem for each in texts}
         assert f"needle/{Path(hay).stem}" in {task.task for task in found}
+
+
+def test_summaries(engine: Worker, path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "longbook_sum_eng.jsonl"
+    file.write_text(json.dumps({"context": "a b. " * 40, "input": "", "answer": ["a b c"]}))
+    asked = request("retrieval", "none", (2048,), files=[str(file)])
+    (cell,) = cells(engine.call(run, path, asked, tmp_path / "out")).values()
+    assert cell["task"] == "infinitebench/longbook_sum_eng"
+    assert cell["score"] == round(METRICS["rouge"](cell["said"], ["a b c"]), 6)
+
+
+def test_longbench_is_said_in_the_chat_template(path: Path, tmp_path: Path) -> None:
+    """By models that have one; others get the text as it is, and a prefix of the answer."""
+    made: dict[str, Any] = {}
+    for name, template in ("chat", "<|{{ messages[0].role }}|>{{ messages[0].content }}<|end|>"), ("base", None):
+        (tmp_path / name).mkdir()
+        other = tiny.make(
+            tmp_path / name / "m.gguf", n_layer=1, n_ctx=WINDOW, extra={"tokenizer.chat_template": template}
+        )
+        asked = request("retrieval", "none", (2048,), files=[longbench(tmp_path)])
+        spec, lengths, window = plans.make_spec(other, asked)
+        with open_host(spec) as host:
+            (task,) = plans.make_passes(host.plain(), spec, asked, lengths, window)
+            assert isinstance(task, TaskPass)
+            item = tasks.items(host.plain(), spec, task)[0]
+            made[name] = tasks.text_of(host.plain(), item.prompt.tokens), item.metric
+    assert made["chat"][0].startswith("<|user|>Please read")
+    assert made["chat"][0].endswith('(insert answer here)".<|end|>')
+    assert made["base"][0].startswith("Please read")
+    assert made["base"][0].endswith("The correct answer is (")
+    assert (made["chat"][1], made["base"][1]) == ("choice", "letter")
+
+
+def test_a_template_that_hides_the_message_is_refused(tmp_path: Path) -> None:
+    other = tiny.make(tmp_path / "m.gguf", n_layer=1, n_ctx=WINDOW, extra={"tokenizer.chat_template": "hello"})
+    with pytest.raises(Refused, match="chat template cannot be applied") as caught:
+        planned(other, request("retrieval", "none", (2048,), files=[longbench(tmp_path)]))
+    assert "does not show" in caught.value.why
+
+
+def test_all_takes_tasks_of_both_kinds_and_files_beside_them(path: Path, tmp_path: Path) -> None:
+    def names(**others: Any) -> set[str]:
+        asked = request("all", "none", (2560,), texts=[str(tmp_path / "t.txt")], **others)
+        found = planned(path, asked)
+        return {task.task for task in found if isinstance(task, TaskPass) and not task.task.startswith("needle")}
+
+    assert names(tasks=["vt", "passkey"]) == {"ruler/vt", "retrieval/passkey"}
+    assert names(tasks=["kv"]) == {"retrieval/kv"}
+    with_file = names(files=[longbench(tmp_path)])
+    assert {"longbench/data", "retrieval/passkey", "retrieval/number", "retrieval/kv", "ruler/vt"} <= with_file

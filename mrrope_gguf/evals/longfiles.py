@@ -1,8 +1,8 @@
 """The original files of InfiniteBench and LongBench v2, where the user has them: one JSON object a line.
 
 Source: InfiniteBench (arXiv 2402.13718), its templates for base models; LongBench v2 (arXiv 2412.15204), its zero-shot
-template and, for base models, an answer prefix. A context longer than the budget loses its middle, as in both
-originals, and the sample is tagged with the number of tokens cut.
+template, said by a user in the model's own chat template, and, for base models, an answer prefix. A context longer than
+the budget loses its middle, as in both originals, and the sample is tagged with the number of tokens cut.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FileTrouble, MrropeError
-from .samples import Job, Pieces, Sample, Tokenizer
+from .samples import Job, Pieces, Sample, Tokenizer, Tokens
 
+Turn = tuple[Tokens, Tokens]
 SEED = 0  # nothing is drawn
 OPTIONS = "\nA. {A}\nB. {B}\nC. {C}\nD. {D}"
 BOOK = "Read the book and answer the question."
@@ -113,11 +114,12 @@ def infinitebench(
 
 
 def longbench(
-    tokenizer: Tokenizer, path: Path, length: int, *, base: bool = False, n: int | None = None
+    tokenizer: Tokenizer, path: Path, length: int, *, base: bool = False, turn: Turn = ((), ()), n: int | None = None
 ) -> Iterator[Sample]:
     """The first `n` (or all) examples of LongBench v2's file, JSONL or its one JSON list, of at most `length` tokens.
 
     base: an answer prefix and a score by the letter alone, for models that follow no instructions.
+    turn: what the model's chat template puts before and behind what a user says, BOS with it; empty: the text as it is.
     Tagged with the example's id, difficulty, length class and domain. Raises as `infinitebench` does.
     """
     pieces = Pieces(tokenizer)
@@ -133,16 +135,18 @@ def longbench(
                 raise ValueError(f"the answer is {right!r}, not a letter from A to D")
         tags = {name.strip("_"): str(line[name]) for name in ("_id", "difficulty", "length", "domain") if name in line}
         job = Job(pieces, "longbench_v2", form.metric, length, form.generate, SEED, i)
-        yield _sample(job, form, context, fields, (right,), tags)
+        yield _sample(job, form, context, fields, (right,), tags, turn)
 
 
 def _sample(
-    job: Job, form: Form, context: str, fields: Mapping[str, str], references: tuple[str, ...], tags: dict[str, str]
-) -> Sample:
+    job: Job, form: Form, context: str, fields: Mapping[str, str], references: tuple[str, ...], tags: dict[str, str],
+    turn: Turn = ((), ()),
+) -> Sample:  # fmt: skip
     """The prompt, the context's middle cut out where it is too long."""
-    head = job.pieces.start(_put(form.before, fields))
+    before = _put(form.before, fields)
+    head = (*turn[0], *job.pieces(before)) if turn[0] else job.pieces.start(before)
     question = job.pieces(_put(form.question, fields)) if form.question else ()
-    answer = job.pieces(_put(form.answer, fields)) if form.answer else ()
+    answer = (*(job.pieces(_put(form.answer, fields)) if form.answer else ()), *turn[1])
     tokens, room = job.pieces(context), job.room(head, question, answer)
     if len(tokens) > room:
         tags = {**tags, "cut": str(len(tokens) - room)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from .identity import model_identity
 from .longfiles import INFINITEBENCH
 from .passes import LossPass, Pass, TaskPass, loss_passes
 from .run_losses import text_tokens
+from .scoring import require_rouge
 from .spec import BLOCK, Spec, Text, find_files, find_texts, text_name
 from .tasks import DEPTHS, cost, documents, sample_names
 from .ways import Way, parse, reach
@@ -26,6 +28,7 @@ TEXTS = ("voyage-out",)
 SEED = 42
 SAMPLES = {"needle": 1, "ruler": 5, "retrieval": 5}
 FEW = 2  # samples of RULER and retrieval in `all`: each costs a whole length of reading for every way
+GROUPS = {"core": ruler_tasks.CORE, "offline": ruler_tasks.OFFLINE}
 QUESTIONS = 20  # on one JSON object of key-value retrieval: it is read once for all of them
 
 
@@ -134,7 +137,7 @@ def make_passes(
 def _texts_of(request: Request) -> Sequence[str]:
     """The texts that are read where none was named: losses need one, and RULER's essays do."""
     essays = request.what == "ruler" and any(
-        ruler_tasks.find(task).needs == "essay" for task in request.tasks if task not in ("core", "offline")
+        ruler_tasks.find(task).needs == "essay" for task in request.tasks if task not in GROUPS
     )
     return TEXTS if request.what in ("ppl", "kl", "all") or essays or "offline" in request.tasks else ()
 
@@ -190,7 +193,8 @@ def _tasks(spec: Spec, request: Request, what: str, window: int) -> list[TaskPas
             fewer = min(n, len(asked.questions)) if asked else n
             found.append(_named(replace(base, task=f"ruler/{name}", n=fewer, tag=tag)))
         return found
-    for name in request.tasks or (() if request.files else tuple(retrieval.TASKS)):
+    own = bool(request.files) and request.what != "all"  # then only these were asked for
+    for name in _chosen(request, what) or (() if request.tasks or own else tuple(retrieval.TASKS)):
         if name not in retrieval.TASKS:
             why = "they are " + ", ".join(retrieval.TASKS)
             raise MrropeError(f"{name}: no such retrieval task", why=why, fix="name one of them")
@@ -200,9 +204,23 @@ def _tasks(spec: Spec, request: Request, what: str, window: int) -> list[TaskPas
     for text in spec.files:
         if text.name not in ("squad", "hotpotqa"):
             family = "infinitebench" if text.name in INFINITEBENCH else "longbench"
-            lines = min(request.samples or 10**9, _lines(text))
+            if family == "infinitebench" and INFINITEBENCH[text.name].metric == "rouge":
+                require_rouge()
+            lines = min(n if request.what == "all" else request.samples or sys.maxsize, _lines(text))
             found.append(_named(replace(base, task=f"{family}/{text.name}", n=lines)))
     return found
+
+
+def _chosen(request: Request, what: str) -> list[str]:
+    """The tasks that were named; in a suite of all, those of one kind. Raises MrropeError for a name of no kind."""
+    if request.what != "all":
+        return list(request.tasks)
+    known = {"ruler": (*GROUPS, *ruler_tasks.TASKS), "retrieval": tuple(retrieval.TASKS)}
+    for name in request.tasks:
+        if not any(name in names for names in known.values()):
+            why = "they are " + ", ".join(name for names in known.values() for name in names)
+            raise MrropeError(f"{name}: no such task", why=why, fix="name one of them")
+    return [name for name in request.tasks if name in known[what]]
 
 
 def _named(task: TaskPass) -> TaskPass:
@@ -223,9 +241,8 @@ def _lines(text: Text) -> int:
 
 
 def _ruler_tasks(request: Request) -> list[str]:
-    named = list(request.tasks) or ["core"]
-    groups = {"core": ruler_tasks.CORE, "offline": ruler_tasks.OFFLINE}
-    found = [name for each in named for name in groups.get(each, (each,))]
+    named = _chosen(request, "ruler") or ([] if request.tasks else ["core"])
+    found = [name for each in named for name in GROUPS.get(each, (each,))]
     found += ["qa_1"] * bool(request.squad) + ["qa_2"] * bool(request.hotpotqa)
     for name in found:
         ruler_tasks.find(name)

@@ -1,6 +1,7 @@
 """What an answer is worth, from 0 to 1, by the rules of RULER, InfiniteBench and LongBench v2.
 
-Each function takes what the model said and the references, and needs nothing but the two strings. `METRICS` names them.
+Each function takes what the model said and the references, and needs nothing but the two strings; `rouge` alone needs
+a package, rouge-score. `METRICS` names them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,17 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..errors import Refused
+from ..errors import EngineTrouble
 from .samples import Sample
 
 References = Sequence[str]
+# InfiniteBench's own list of signs, which has a 》 and no 《
+_SIGNS = ((0xFF01, 0xFF0D), (0xFF0F, 0xFF0F), (0xFF1A, 0xFF20), (0xFF3B, 0xFF40), (0xFF5B, 0xFF64), (0x3001, 0x3003),
+          (0x300B, 0x3011), (0x3014, 0x301F), (0x3030, 0x3030), (0x303E, 0x303F), (0x2013, 0x2014), (0x2018, 0x2019),
+          (0x201B, 0x201F), (0x2026, 0x2027), (0xFE4F, 0xFE4F))  # fmt: skip
+_NO_SIGNS = str.maketrans("", "", string.punctuation + "".join(chr(c) for a, b in _SIGNS for c in range(a, b + 1)))
 
 
 def string_match_all(said: str, references: References) -> float:
@@ -130,6 +137,38 @@ def f1(said: str, references: References) -> float:
     return max(_f1(_normal(said), _normal(reference)) for reference in references)
 
 
+def f1_chinese(said: str, references: References) -> float:
+    """InfiniteBench's questions on Chinese books: F1 of the characters, signs and spaces left out, the best.
+
+    >>> f1_chinese("是老 张了。", ["老张", "李"]), f1_chinese("李", ["老张"])
+    (0.6666666666666666, 0.0)
+    """
+    plain = [list("".join(text.lower().translate(_NO_SIGNS).split())) for text in (said, *references)]
+    return max(_f1(plain[0], reference) for reference in plain[1:])
+
+
+def rouge(said: str, references: References) -> float:
+    """InfiniteBench's summaries: F of ROUGE-Lsum, words not stemmed, the best over the references.
+
+    Raises EngineTrouble where the package that counts it is not installed.
+    """
+    lcs = require_rouge()(["rougeLsum"], use_stemmer=False)
+    return float(max(lcs.score(reference, said)["rougeLsum"].fmeasure for reference in references))
+
+
+def require_rouge() -> Any:
+    """rouge-score's scorer class. Raises EngineTrouble without the package."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise EngineTrouble(
+            "longbook_sum_eng: no score",
+            why=f"summaries are scored by the package rouge-score, which cannot be loaded: {error}",
+            fix="pip install 'mrrope-gguf[eval]', or leave this task out",
+        ) from None
+    return RougeScorer
+
+
 def rouge1_recall(said: str, reference: str) -> float:
     """ROUGE-1 recall, as the MrRoPE paper scores needles: the share of the reference's words that occur in the answer.
 
@@ -144,19 +183,13 @@ METRICS: dict[str, Callable[[str, References], float]] = {
     each.__name__: each
     for each in (
         string_match_all, string_match_part, first_integer, any_word, any_name, first_number, last_integer,
-        running_integers, option, bug_option, choice, letter, f1,
+        running_integers, option, bug_option, choice, letter, f1, f1_chinese, rouge,
     )
 }  # fmt: skip
 
 
 def score(sample: Sample, said: str) -> float:
-    """The sample's own metric of the answer. Raises Refused for a task whose answers plain strings cannot judge."""
-    if sample.metric not in METRICS:
-        raise Refused(
-            f"{sample.task}: no score",
-            why="its answers are judged by ROUGE or by words of Chinese, which need a program of their own",
-            fix="read the answers, or leave this task out",
-        )
+    """The sample's own metric of the answer."""
     return METRICS[sample.metric](said, sample.references)
 
 

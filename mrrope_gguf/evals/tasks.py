@@ -13,11 +13,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..errors import MrropeError
+from ..errors import MrropeError, Refused
 from ..meter import Span
 from . import longfiles, ruler_qa
 from .essay import essay
 from .grid import needle_grid
+from .lm_eval_text import Vocabulary
 from .needles import KEYS, QUESTION, haystack, tokens_of
 from .passes import Result, TaskPass
 from .retrieval import retrieval
@@ -169,8 +170,25 @@ def _file(llm: Any, spec: Spec, family: str, name: str, length: int, n: int) -> 
     path = Path(spec.text(name).path)
     if family == "infinitebench":
         return longfiles.infinitebench(llm, path, length, n=n)
-    base = "tokenizer.chat_template" not in llm.metadata  # such a model follows no instructions
-    return longfiles.longbench(llm, path, length, base=base, n=n)
+    vocabulary = Vocabulary(llm, Path(spec.model).name)
+    if vocabulary.template is None:  # such a model follows no instructions
+        return longfiles.longbench(llm, path, length, base=True, n=n)
+    return longfiles.longbench(llm, path, length, turn=_turn(vocabulary), n=n)
+
+
+def _turn(vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the model's chat template puts before a user's only message, and behind it."""
+    mark = "<<the message>>"
+    try:
+        before, after = vocabulary.chat([{"role": "user", "content": mark}]).split(mark)
+    except (MrropeError, ValueError) as error:
+        why = error.why if isinstance(error, MrropeError) else "it does not show a user's message once"
+        what = "LongBench v2: the model's chat template cannot be applied"
+        raise Refused(what, why=why, fix="leave this file out, or mend the template") from None
+    # read behind a line break, for vocabularies that put a space before every text
+    line, whole = (vocabulary.encode(text, bos=False) for text in ("\n", "\n" + after))
+    tail = whole[len(line) :] if whole[: len(line)] == line else vocabulary.encode(after, bos=False)
+    return tuple(vocabulary.encode(before)), tuple(tail)
 
 
 def sample_items(llm: Any, task: TaskPass, samples: Iterator[Sample]) -> Iterator[Item]:
