@@ -63,8 +63,8 @@ def local(folder: Path, stock: Any, tmp_path_factory: pytest.TempPathFactory) ->
     return cells(found)
 
 
-def opened(folder: Path, out: Path, wanted: Any) -> Suite:
-    spec, lengths, window = plans.make_spec(folder / "m.gguf", wanted)
+def opened(folder: Path, out: Path, wanted: Any, model: str = "m.gguf") -> Suite:
+    spec, lengths, window = plans.make_spec(folder / model, wanted)
     with open_host(spec) as host:
         made = Suite(spec, plans.make_passes(host.plain(), spec, wanted, lengths, window), out)
         made.open(host)
@@ -157,6 +157,36 @@ def test_a_worker_with_another_engine_or_model(folder: Path, tmp_path: Path) -> 
     spec = replace(made.spec, model=str(other))
     with pytest.raises(Refused, match="another model than this suite's"):
         suite.work(spec, task, (), made._head["engine"])
+
+
+@pytest.mark.parametrize("split", [None, 3])
+def test_a_model_replaced_between_two_passes(folder: Path, tmp_path: Path, split: int | None) -> None:
+    """A worker lives for days: it refuses another model at the old path, and takes one that was agreed on anew."""
+    made = []
+    for seed in range(3):
+        (tmp_path / str(seed)).mkdir()
+        made.append(tiny.make(tmp_path / str(seed) / "m.gguf", n_layer=1, n_ctx=512, seed=seed, split=split))
+    last = made[0].name.replace("00001-of", "00003-of")
+    shard, other, third = (path.with_name(last) for path in made)
+
+    first = opened(tmp_path / "0", tmp_path / "out", asked(folder), made[0].name)
+    engine, task = first._head["engine"], first.passes[0]
+    wanted = suite.work(first.spec, task, (), engine)
+    then = shard.stat()
+    assert other.stat().st_size == then.st_size
+    os.utime(other, ns=(then.st_atime_ns, then.st_mtime_ns))
+    os.replace(other, shard)  # of the same size and age
+    with pytest.raises(Refused, match="another model than this suite's"):
+        suite.work(first.spec, task, (), engine)
+    second = opened(tmp_path / "0", tmp_path / "again", asked(folder), made[0].name)
+    found = suite.work(second.spec, task, (), engine)
+    assert [key for key, _ in found] == [key for key, _ in wanted]
+    assert found != wanted
+    shard.write_bytes(third.read_bytes())  # in place
+    os.utime(shard, ns=(then.st_atime_ns, then.st_mtime_ns + 1))
+    with pytest.raises(Refused, match="another model than this suite's"):
+        suite.work(second.spec, task, (), engine)
+    suite._hosts.pop()[1].close()
 
 
 def test_workers_that_all_die(folder: Path, tmp_path: Path) -> None:

@@ -15,12 +15,14 @@ from typing import Any
 from .. import texts
 from ..errors import FileTrouble, MrropeError, Refused
 from ..fetch import Say
+from ..gguf.source import FileState, Source
 from ..text import printable
 from .identity import model_identity, text_sha256
 from .ways import Way, parse
 
 BLOCK = 256  # positions whose mean loss is one number of a result
 BUCKET = 4096  # positions of one perplexity cell
+States = tuple[tuple[Path, FileState], ...]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Spec:
 
     def check_model(self) -> None:
         """Raise Refused if the model is not the one this suite began with."""
-        found = _identity(self.model, self.force)
+        found = _identity(self.model, _states(self.model), self.force)
         if found != self.sha256:
             raise Refused(
                 f"{printable(self.model)}: another model than this suite's",
@@ -101,8 +103,14 @@ class Spec:
             )
 
 
+def _states(path: str) -> States:
+    """Every shard with what tells whether it is still the file it was."""
+    with Source.open(path) as source:
+        return tuple(source.states.items())
+
+
 @lru_cache(maxsize=4)
-def _identity(path: str, force: bool) -> str:
+def _identity(path: str, _states: States, force: bool) -> str:
     return str(model_identity(path, force=force)["sha256"])
 
 

@@ -222,11 +222,11 @@ _hosts: list[tuple[Spec, Host]] = []  # of this process: one at most
 
 
 def _worker_host(spec: Spec) -> Host:
+    spec.check_model()  # before every pass: the file may have been replaced since the one before
     if _hosts and _hosts[0][0] == spec:
         return _hosts[0][1]
     while _hosts:
         _hosts.pop()[1].close()
-    spec.check_model()
     _hosts.append((spec, open_host(spec)))
     return _hosts[0][1]
 
