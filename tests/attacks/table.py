@@ -26,9 +26,9 @@ held to 4 GiB and 10 s.
 
 Made by `python -m tests.attacks`; tests/test_attacks_stock.py asks stock again and compares this page. `make test-hard`
 runs every command on every file; CI gives a malformed header to `inspect` and one other command by turns, the other
-files to all (tests/test_attacks.py). Numbers in brackets are notes below each table: why one command accepts what others
-refuse, and where we are stricter than stock. **What stock refuses or dies of, `chat` refuses**, the command that hands a file to llama.cpp;
-{crashes} of these files end a process that loads them with stock, and none ends ours.
+files to all (tests/test_attacks.py). Numbers in brackets are notes below each table: why one command accepts what
+others refuse, and where we are stricter than stock. **What stock refuses or dies of, `chat` refuses**, the command that
+hands a file to llama.cpp; {crashes} of these files end a process that loads them with stock, and none ends ours.
 """
 
 
