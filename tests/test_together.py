@@ -15,19 +15,20 @@ import pytest
 from mrrope_gguf import extend, revert
 from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf import stage, together
+from mrrope_gguf.gguf.inplace import recover
 from mrrope_gguf.gguf.leftover import sweep
 from mrrope_gguf.gguf.names import journal_path, temp_path
 from mrrope_gguf.gguf.together import MAGIC, recover_set
 from tests import tiny
-from tests.faults.operation import contents
+from tests.faults.operation import contents, sha256
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="locks and modes of POSIX")
-FIRST = "m-00001-of-00002.gguf"
+FIRST, SECOND, OTHERS = "m-00001-of-00002.gguf", "m-00002-of-00002.gguf", "n-00001-of-00002.gguf"
 
 
-def journal(folder: Path, moves: list[list[object]]) -> Path:
+def journal(folder: Path, moves: list[list[object]], name: str = FIRST) -> Path:
     text = json.dumps(moves).encode()
-    path = journal_path(folder / FIRST)
+    path = journal_path(folder / name)
     path.write_bytes(MAGIC + hashlib.sha256(text).digest() + text)
     path.chmod(0o600)
     return path
@@ -45,7 +46,7 @@ def test_a_set_that_was_cut_short_is_put_back(tmp_path: Path) -> None:
     path = journal_path(tmp_path / names[0])
     path.write_bytes(MAGIC + hashlib.sha256(text).digest() + text)
     path.chmod(0o600)
-    assert recover_set(path)
+    assert recover_set(tmp_path / names[0])
     assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {names[0]: "old 1", names[1]: "old 2"}
 
 
@@ -58,30 +59,80 @@ def test_a_set_that_was_cut_short_is_put_back(tmp_path: Path) -> None:
         [".m-00001-of-00002.gguf.01234567.tmp", ".m-00001-of-00002.gguf.01234567.old", FIRST, "yes"],
         [1, 2, 3, True],
         [FIRST],
+        [".thesis.odt.01234567.tmp", ".thesis.odt.01234567.old", "thesis.odt", False],
+        [".thesis.odt.01234567.tmp", ".thesis.odt.01234567.old", "thesis.odt", True],
+        [f".{FIRST}.01234567.tmp", f".{FIRST}.89abcdef.old", FIRST, True],
+        [f".{FIRST}.01234567.tmp", f".{FIRST}.01234567.tmp", FIRST, True],
+        [f".{FIRST}.01234567.old", f".{FIRST}.01234567.old", FIRST, True],
+        [f".{SECOND}.01234567.tmp", f".{SECOND}.01234567.old", FIRST, True],
+        [f".{OTHERS}.01234567.tmp", f".{OTHERS}.01234567.old", OTHERS, False],
+        [f".{SECOND}.01234567.tmp", f".{SECOND}.01234567.old", [SECOND], False],
+        [f".{SECOND}.01234567.tmp", f".{SECOND}.01234567.old", SECOND, False],
     ],
 )
 def test_a_journal_that_names_other_files_is_not_followed(tmp_path: Path, move: list[object]) -> None:
-    for name in (FIRST, ".bashrc", "precious"):
+    """Nor is one that names a file twice."""
+    for name in (FIRST, SECOND, OTHERS, ".bashrc", "precious", "thesis.odt", ".thesis.odt.01234567.old"):
         (tmp_path / name).write_text(name)
-    path = journal(tmp_path, [move])
+    journal(tmp_path, [[f".{SECOND}.01234567.tmp", f".{SECOND}.01234567.old", SECOND, True], move])
     before = contents(tmp_path)
     with pytest.raises(FileTrouble, match="damaged, so it is not followed"):
-        recover_set(path)
+        recover_set(tmp_path / FIRST)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["m.gguf", SECOND, "m-00001-of-00001.gguf", FIRST])
+def test_only_the_first_of_several_shards_has_such_a_journal(tmp_path: Path, name: str) -> None:
+    """Of the right name it lists all shards, or at least two."""
+    (tmp_path / name).write_text("precious")
+    journal(tmp_path, [[f".{name}.01234567.tmp", f".{name}.01234567.old", name, False]], name)
+    before = contents(tmp_path)
+    with pytest.raises(FileTrouble, match="damaged, so it is not followed"):
+        recover(tmp_path / name)
+    assert contents(tmp_path) == before
+
+
+def test_a_new_split_model_deletes_nothing_for_a_forged_journal(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    first = tiny.make(tmp_path / "src" / "m.gguf", split=2)
+    (tmp_path / "thesis.odt").write_text("precious")
+    new = [f".{FIRST}.01234567.tmp", f".{FIRST}.01234567.old", FIRST, False]
+    journal(tmp_path, [new, [".thesis.odt.01234567.tmp", ".thesis.odt.01234567.old", "thesis.odt", False]])
+    with pytest.raises(FileTrouble, match="damaged, so it is not followed"):
+        extend(first, tmp_path / "m.gguf", scale=4.0)
+    assert (tmp_path / "thesis.odt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("target", ["victim", "nowhere"])
+def test_links_under_a_sets_names_are_put_back_as_links(tmp_path: Path, target: str) -> None:
+    """They are names like others: what they lead to is neither read nor changed."""
+    (tmp_path / "victim").write_text("mine")
+    moves: list[list[object]] = [
+        [f".{name}.01234567.tmp", f".{name}.01234567.old", name, name == FIRST] for name in (FIRST, SECOND)
+    ]
+    for name in (f".{FIRST}.01234567.old", FIRST, f".{SECOND}.01234567.tmp", SECOND):
+        (tmp_path / name).symlink_to(target)
+    journal(tmp_path, moves)
+    assert recover_set(tmp_path / FIRST)
+    assert contents(tmp_path) == {"victim": sha256(tmp_path / "victim")} | (
+        {FIRST: sha256(tmp_path / "victim"), SECOND: sha256(tmp_path / "victim")} if target == "victim" else {}
+    )
+    assert sorted(os.listdir(tmp_path)) == [FIRST, SECOND, "victim"]  # shard 2 is another's: its temp has not that name
+    assert os.readlink(tmp_path / FIRST) == target
 
 
 def test_a_damaged_journal_is_not_followed(tmp_path: Path) -> None:
     path = journal(tmp_path, [[f".{FIRST}.01234567.tmp", f".{FIRST}.01234567.old", FIRST, True]])
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(FileTrouble, match="damaged"):
-        recover_set(path)
+        recover_set(tmp_path / FIRST)
 
 
 def test_a_journal_that_others_may_write_is_not_followed(tmp_path: Path) -> None:
     path = journal(tmp_path, [[f".{FIRST}.01234567.tmp", f".{FIRST}.01234567.old", FIRST, True]])
     path.chmod(0o666)
     with pytest.raises(FileTrouble, match="not ours"):
-        recover_set(path)
+        recover_set(tmp_path / FIRST)
 
 
 def test_the_journal_of_a_living_process_is_waited_for(tmp_path: Path) -> None:

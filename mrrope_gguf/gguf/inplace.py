@@ -17,7 +17,7 @@ from pathlib import Path
 from mrrope_gguf.errors import FileTrouble, Refused
 from mrrope_gguf.gguf.copy import BLOCK, O_BINARY
 from mrrope_gguf.gguf.index import GGUFIndex, require_regular
-from mrrope_gguf.gguf.journal import Journal
+from mrrope_gguf.gguf.journal import NO_FOLLOW, Journal
 from mrrope_gguf.gguf.leftover import delete_unlocked, sweep
 from mrrope_gguf.gguf.names import journal_path, shard_set, unfinished_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
@@ -115,14 +115,21 @@ def require_changeable(path: Path) -> None:
         fix = f"name {real} itself, or give a DST"
         raise Refused(f"{path.name}: this is a symbolic link", why=f"it leads to {real}", fix=fix)
     with file_errors(path, "changed"):
-        links = os.stat(path).st_nlink
-        os.close(os.open(path, os.O_RDWR | O_BINARY))
+        os.close(_opened(path))
+
+
+def _opened(path: Path) -> int:
+    """A file open for writing into it: no link, and under no other name. Refused for one with several."""
+    fd = os.open(path, os.O_RDWR | O_BINARY | NO_FOLLOW)
+    links = os.fstat(fd).st_nlink
     if links > 1:
+        os.close(fd)
         raise Refused(
             f"{path.name}: this file has {links} names (hard links)",
             why="a change in place would change the file under every one of them",
             fix="give a DST",
         )
+    return fd
 
 
 def _with_journal(wanted: Change) -> tuple[str, int] | None:
@@ -134,7 +141,7 @@ def _with_journal(wanted: Change) -> tuple[str, int] | None:
     changes = _changes(wanted, shift)
     wanted.close()
     with file_errors(wanted.path, "changed"):
-        fd = os.open(wanted.path, os.O_RDWR | O_BINARY)
+        fd = _opened(wanted.path)  # by now somebody may have put another file there
         try:
             alone = lease(fd)
             if alone is None:
@@ -219,7 +226,9 @@ def _in_use(path: Path) -> FileTrouble:
 def recover(path: str | os.PathLike[str]) -> bool:
     """Undo a change that was cut short; False if there was none. The model is then as it was before the change.
 
-    path: a file of the model; the shards of a split one are looked for by its name.
+    path: a file of the model; the shards of a split one are looked for by its name. Nothing is written into a file
+    that `path` is only a link to, or that has other names: a change in place is made to no such file, so a journal
+    beside one was put there. Raises FileTrouble for such a journal, and for one that is damaged or not ours.
     """
     path = Path(path)
     if os.path.lexists(path):  # a shard may be missing now and be there afterwards
@@ -237,21 +246,24 @@ def _recover(path: Path) -> bool:
     unfinished = unfinished_path(journal)
     if os.path.lexists(journal):
         try:
-            if recover_set(journal):
+            if recover_set(path):
                 return True
         except FileNotFoundError:
             if os.path.lexists(journal):
                 raise
-    if not os.path.lexists(journal) and not os.path.lexists(unfinished):
+    if not os.path.lexists(journal) and (not os.path.lexists(unfinished) or path.is_symlink()):
         return False
+    if path.is_symlink():
+        raise _beside_a_link(path, journal)
     # who is changing the file has a lease: this waits for it, and what is there afterwards was left behind
-    fd = os.open(path, os.O_RDWR | O_BINARY)
+    fd = os.open(path, os.O_RDWR | O_BINARY | NO_FOLLOW)
     try:
         alone = lease(fd) is not False
         if os.path.lexists(journal):
             if not alone:
                 raise _in_use(path)
-            kept = Journal.open(path)
+            _require_one_name(fd, path, journal)
+            kept = Journal.open(path, fd)
             try:
                 kept.roll_back(fd)
             finally:
@@ -262,3 +274,24 @@ def _recover(path: Path) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def _require_one_name(fd: int, path: Path, journal: Path) -> None:
+    links = os.fstat(fd).st_nlink
+    if links > 1:
+        raise FileTrouble(
+            f"{path.name}: this file has {links} names (hard links), so the journal beside it is not followed",
+            why=f"what {journal.name} holds would change the file under every one of them",
+            fix=f"see who made them (find -samefile {path.name}). To go on with this name alone: put a copy (cp) of "
+            f"the file in its place, then `mrrope revert {path}`",
+        )
+
+
+def _beside_a_link(path: Path, journal: Path) -> FileTrouble:
+    real = path.resolve()
+    return FileTrouble(
+        f"{path.name}: the journal beside this symbolic link is not followed",
+        why=f"what {journal.name} holds would go into {real}, and mrrope changes no file in place through a link",
+        fix=f"delete the journal. If you moved the file away after a change of it was cut short: rename the journal to "
+        f"{journal_path(real)}, then `mrrope revert {real}`",
+    )

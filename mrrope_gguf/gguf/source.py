@@ -13,6 +13,7 @@ from mrrope_gguf.gguf.index import Bytes, GGUFIndex, open_gguf, open_split, requ
 from mrrope_gguf.gguf.names import journal_path
 from mrrope_gguf.gguf.pieces import Layout, Piece, Span
 from mrrope_gguf.gguf.room import allow_open_files
+from mrrope_gguf.gguf.rows import RowRules
 from mrrope_gguf.gguf.undo import Undo, damaged, data_pieces, decode, original_layout, prefix_end
 
 FileState = tuple[int, int, int, int]  # device, inode, size, time of the last change in nanoseconds
@@ -94,20 +95,20 @@ class Source:
         return self._shard_indexes[shard]
 
     def shard_layout(self, shard: Path) -> Layout:
-        """The original of a shard in pieces of the shard: later ones differ by reordered rows at most."""
+        """The original of a shard in pieces of the shard: later ones differ by reordered rows at most.
+
+        Raises BadFile where the undo record does not fit the shard.
+        """
         if shard == self.path:
             return self.layout
-        index = self.shard_index(shard)
-        return Layout(data_pieces(index, 0, self.undo.rows if self.undo else [], {}, undo=True))
+        try:
+            return Layout(data_pieces(self.shard_index(shard), 0, self._rules, {}, undo=True))
+        except ValueError as error:
+            raise damaged(self.current, f"{shard.name}: {error}") from None
 
     def shard_of(self, tensor: str) -> GGUFIndex:
         """The index of the shard that holds a tensor, the original's for shard 1. KeyError if none does."""
-        if tensor in self.index.tensors:
-            return self.index
-        for shard in self.shards[1:]:
-            if tensor in self.shard_index(shard).tensors:
-                return self.shard_index(shard)
-        raise KeyError(tensor)
+        return self._holders[tensor]
 
     def close(self) -> None:
         self.index.close()
@@ -119,6 +120,15 @@ class Source:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    @cached_property
+    def _rules(self) -> RowRules:
+        return RowRules(self.undo.rows if self.undo else [])
+
+    @cached_property
+    def _holders(self) -> dict[str, GGUFIndex]:
+        files = [self.index, *(self.shard_index(shard) for shard in self.shards[1:])]
+        return {tensor: file for file in files for tensor in file.tensors}
 
     def _read(self, pieces: list[Piece]) -> bytes:
         return read_pieces(lambda start, size: self.current.raw(start, start + size), pieces)
@@ -147,11 +157,15 @@ class _OriginalIndex(GGUFIndex):
 
 
 def require_no_journal(path: Path) -> None:
-    """Raise FileTrouble where an in-place change of this file was cut short, or where it is no file."""
+    """Raise FileTrouble where an in-place change of this file was cut short, or where it is no file.
+
+    Of a link, the file that it leads to counts too: a change in place, and its journal, lie there.
+    """
     require_regular(path)
-    if os.path.lexists(journal_path(path)):
-        raise FileTrouble(
-            f"{path.name}: an in-place change of this file was cut short",
-            why=f"{journal_path(path).name} beside it holds what it overwrote, unless another mrrope is at it now",
-            fix=f"`mrrope revert {path}` brings the original back whole",
-        )
+    for file in dict.fromkeys([path, path.resolve()] if path.is_symlink() else [path]):
+        if os.path.lexists(journal_path(file)):
+            raise FileTrouble(
+                f"{path.name}: an in-place change of this file was cut short",
+                why=f"{journal_path(file).name} beside it holds what it overwrote, unless another mrrope is at it now",
+                fix=f"`mrrope revert {file}` brings the original back whole",
+            )

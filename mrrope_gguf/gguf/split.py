@@ -15,6 +15,7 @@ from mrrope_gguf.gguf.leftover import lock, sweep
 from mrrope_gguf.gguf.names import journal_path, temp_path
 from mrrope_gguf.gguf.pieces import Piece, Span, total
 from mrrope_gguf.gguf.room import require_room_for_all
+from mrrope_gguf.gguf.rows import RowRules, row_rules
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.stage import (
     Check,
@@ -26,7 +27,7 @@ from mrrope_gguf.gguf.stage import (
     stage,
 )
 from mrrope_gguf.gguf.together import publish_all, recover_set
-from mrrope_gguf.gguf.undo import data_pieces, row_rules
+from mrrope_gguf.gguf.undo import data_pieces
 from mrrope_gguf.gguf.write import WriteReport
 from mrrope_gguf.progress import Progress
 
@@ -45,7 +46,7 @@ def shard_names(dst: Path, count: int) -> list[Path]:
 
 def edited_shards(edit: Edit) -> list[list[Piece]]:
     """The pieces of shards 2.. as the edit makes them: themselves, but for tensors whose rows move."""
-    source, rules = edit.source, row_rules(edit.rows)
+    source, rules = edit.source, RowRules(row_rules(edit.rows))
     return [
         source.shard_layout(shard).under(data_pieces(source.shard_index(shard), 0, rules, {}))
         for shard in source.shards[1:]
@@ -110,7 +111,7 @@ def clear(names: list[Path]) -> None:
     journal = journal_path(names[0])
     with file_errors(names[0], "brought back"):
         if os.path.lexists(journal):
-            recover_set(journal)
+            recover_set(names[0])
     sweep(*names, replaced=True)
 
 

@@ -20,7 +20,7 @@ from mrrope_gguf.errors import FileTrouble
 from mrrope_gguf.gguf.copy import O_BINARY, read_at, sync_dir, sync_file, write_at
 from mrrope_gguf.gguf.journal import NO_LINK, require_trusted
 from mrrope_gguf.gguf.leftover import delete_unlocked, lock
-from mrrope_gguf.gguf.names import TEMP, cut, journal_path, unfinished_path
+from mrrope_gguf.gguf.names import TEMP, cut, journal_path, shard_set, unfinished_path
 from mrrope_gguf.gguf.stage import Staged, delete, file_errors, publish
 
 MAGIC = b"MRROPES1"
@@ -37,15 +37,15 @@ class _Move:
     dst: str
     replaces: bool
 
-    def safe(self) -> bool:
-        """Whether these are names that we would have chosen, in this very folder."""
+    def safe(self, shards: set[str]) -> bool:
+        """Whether these are names that we would have chosen, for a shard of the journal's own model."""
         return (
             isinstance(self.replaces, bool)
-            and all(isinstance(name, str) and Path(name).name == name for name in (self.temp, self.aside, self.dst))
-            and all(
-                (match := TEMP.fullmatch(name)) is not None and match[1] == cut(self.dst)
-                for name in (self.temp, self.aside)
-            )
+            and all(isinstance(name, str) for name in (self.temp, self.aside, self.dst))
+            and self.dst in shards
+            and (match := TEMP.fullmatch(self.temp)) is not None
+            and (match[1], match[2]) == (cut(self.dst), "tmp")
+            and self.aside == self.temp.removesuffix("tmp") + "old"
         )
 
     def undo(self, folder: Path) -> None:
@@ -55,7 +55,7 @@ class _Move:
             if os.path.lexists(aside):
                 os.replace(aside, dst)
                 delete(aside)  # two names of one file are left as they are by a rename
-        elif os.path.lexists(dst) and (not os.path.lexists(temp) or os.path.samefile(temp, dst)):
+        elif os.path.lexists(dst) and (not os.path.lexists(temp) or os.path.samestat(os.lstat(temp), os.lstat(dst))):
             os.unlink(dst)
         delete(temp)
 
@@ -99,16 +99,21 @@ def publish_all(staged: list[Staged], *, force: bool) -> None:
         sync_dir(journal.parent)
 
 
-def recover_set(journal: Path) -> bool:
-    """Undo what a process that died had begun; False where the journal is of another kind. Raises FileTrouble."""
+def recover_set(first: Path) -> bool:
+    """Undo what a process that died had begun with a model; False where its journal is of another kind.
+
+    first: the model's first shard; the journal beside it can name no file but the shards of that model. Raises
+    FileTrouble where it is damaged, names others, is not ours or belongs to a living process, OSError without one.
+    """
+    journal = journal_path(first)
     fd = os.open(journal, os.O_RDONLY | O_BINARY | NO_LINK)
     try:
-        require_trusted(fd, journal, journal.parent)
+        require_trusted(fd, journal, os.stat(journal.parent).st_uid, first.name)
         if read_at(fd, len(MAGIC), 0) != MAGIC:
             return False
         if sys.platform != "win32" and not lock(fd):
             raise _in_use(journal)
-        moves = _read(fd, journal)
+        moves = _read(fd, first)
         _undo(journal, moves)
     finally:
         os.close(fd)
@@ -169,7 +174,8 @@ def _undo(journal: Path, moves: list[_Move]) -> None:
     sync_dir(journal.parent)
 
 
-def _read(fd: int, journal: Path) -> list[_Move]:
+def _read(fd: int, first: Path) -> list[_Move]:
+    shards = [shard.name for shard in shard_set(first)]
     size = os.fstat(fd).st_size
     data = read_at(fd, min(size, _MOST), 0)
     text = data[_START:]
@@ -177,11 +183,13 @@ def _read(fd: int, journal: Path) -> list[_Move]:
         if hashlib.sha256(text).digest() != data[len(MAGIC) : _START]:
             raise ValueError("its sha256 is not the one it holds")
         moves = [_Move(*values) for values in json.loads(text)]
-        if not moves or not all(move.safe() for move in moves):
-            raise ValueError("it names files that mrrope would not have written")
+        if first.name != shards[0] or not all(move.safe(set(shards)) for move in moves):
+            raise ValueError(f"it names files that mrrope would not have written with {first.name}")
+        if len(moves) < 2 or len({move.dst for move in moves}) < len(moves):
+            raise ValueError(f"it names {len(moves)} files, of which some are the same, or too few")
     except (ValueError, TypeError, RecursionError) as error:
         raise FileTrouble(
-            f"{journal.name}: this journal is damaged, so it is not followed",
+            f"{journal_path(first).name}: this journal is damaged, so it is not followed",
             why=str(error),
             fix="delete it, and the model's files beside it if they do not open; then run the command again",
         ) from None
