@@ -174,19 +174,31 @@ def test_what_a_killed_process_kept_goes_with_the_pass(command: Command, whole: 
     whole_again(command, out, whole)
 
 
+def stopped_within_a_pass(command: Command, whole: Cells, folder: Path) -> tuple[Path, list[str]]:
+    """A folder of results whose next cell goes on from a state that was kept, and that state."""
+    for _ in range(10):
+        out = Path(tempfile.mkdtemp(dir=folder))
+        process = command.start(out)
+        assert until(process, lambda out=out: len(command.states()) > 0 and n_lines(out) > 3)  # type: ignore[misc]
+        assert ended(process, signal.SIGINT) == 130
+        kept = [name for name in command.states() if name.endswith(".state")]
+        task = lines(out)[-1].rpartition("/")[0]
+        if kept and any(key.startswith(f"{task}/") for key in whole.keys() - set(lines(out))):
+            return out, kept
+        for name in kept:  # it came between a pass's last cell and the end of its state
+            (command.cache / "evals" / name).unlink()
+    raise AssertionError("it was never stopped within a pass")
+
+
 def test_a_broken_state_is_made_again(command: Command, whole: Cells, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = command.start(out)
-    assert until(process, lambda: len(command.states()) > 0 and n_lines(out) > 3)
-    assert ended(process, signal.SIGINT) == 130
-    kept = command.states()
+    out, kept = stopped_within_a_pass(command, whole, tmp_path)
     for name in kept:
         file = command.cache / "evals" / name
         data = bytearray(file.read_bytes())
         data[len(data) // 2] ^= 1  # llama.cpp itself would not see it
         file.write_bytes(data)
     said = command.run(out)
-    assert not kept or "changed since it was written" in said
+    assert "changed since it was written" in said
     whole_again(command, out, whole)
 
 
