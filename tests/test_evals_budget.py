@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,14 @@ import pytest
 from mrrope_gguf.evals.passes import LossPass, Pass, TaskPass, loss_passes
 from mrrope_gguf.evals.plans import make_spec
 from mrrope_gguf.evals.suite import MARGIN, Suite, calibrate, estimate, expected, open_host, within
+from mrrope_gguf.evals.ways import STATIC
 from mrrope_gguf.meter import Meter, Span, duration
 from tests.engine_worker import Worker
 from tests.eval_suite import CHUNKS, Counting, blocks_of, budgeted, cells, lines, model, planned, prose, request, run
+from tests.patched import environment
 
 WAYS = ("none", "yarn", "truncate", "mrrope-uni", "elastic", "yarn@B")
+EVERY = ",".join(["none", "truncate", *STATIC, *(f"{method}@B" for method in STATIC)])
 
 
 def losses(window: int = 8192, lengths: tuple[int, ...] = (8192, 32768)) -> list[Pass]:
@@ -100,6 +106,76 @@ def test_a_budget_and_the_next_call(engine: Worker, tmp_path: Path) -> None:
     assert blocks_of(out) == {key: cell["blocks"] for key, cell in cells(whole).items()}
     # nothing was read twice: the caches of the first call were kept for the second
     assert read + again == engine.call(budgeted, path, asked, tmp_path / "third", None)[2]
+
+
+# --- the clock ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that reads about 700 tokens a second on a free core, and texts."""
+    folder = tmp_path_factory.mktemp("slow")
+    model(folder, n_ff=150_000, n_ctx=512)
+    for seed in range(4):
+        prose(folder / f"t{seed}.txt", 700, seed)
+    return folder
+
+
+def command(slow: Path, out: Path, lib: Path, *more: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Seconds on the clock, and what the command said."""
+    texts = [str(slow / f"t{seed}.txt") for seed in range(4)]
+    words = ["eval", "ppl", str(slow / "m.gguf"), "--scale", "4", "--lengths", "2048", "--text", *texts, "-fa", "off"]
+    env = {**environment(lib), "MRROPE_CACHE": str(out.parent / "cache")}
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "mrrope_gguf", *words, "-t", "1", "--methods", EVERY, "--out", str(out), *more],
+        env=env, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    return time.monotonic() - began, done
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_the_command_ends_in_time(patched: Path, slow: Path, tmp_path: Path) -> None:
+    """Work of minutes. What a start and a report take is measured here too: a busy machine has less of it done."""
+    out = tmp_path / "out"
+    start, done = command(slow, out, patched, "--estimate")
+    assert done.returncode == 0, done.stderr
+    budget = round(3 * start) + 5
+    took, done = command(slow, out, patched, "--budget", f"{budget}s")
+    assert done.returncode == 0, done.stderr
+    assert "passes are not finished: give the same command again" in done.stderr
+    assert lines(out)
+    assert took < budget + 2 * start + 10
+
+
+class Free(Meter):
+    """A meter for which nothing takes any time, whatever it is told; it remembers that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[float] = []
+
+    def add(self, span: Span, seconds: float) -> None:
+        self.told.append(seconds)
+
+
+@pytest.mark.engine
+def test_reading_ends_when_time_is_up(slow: Path, tmp_path: Path) -> None:
+    """However wrong the estimate was."""
+    asked = request("ppl", "none,truncate", (2048,), texts=[str(slow / "t0.txt"), str(slow / "t1.txt")])
+    spec, _, _ = make_spec(slow / "m.gguf", asked)
+    meter, passes = Free(), planned(slow / "m.gguf", asked)
+    assert within(passes, {}, meter, 2.0) == passes
+    with open_host(spec) as host:
+        suite = Suite(spec, passes, tmp_path / "out")
+        suite.open(host)
+        began = time.monotonic()
+        outcome = suite.run(host, meter, deadline=began + 2.0)
+        took = time.monotonic() - began
+    assert outcome.left > 0
+    assert meter.told
+    assert 2.0 <= took < 2.0 + 2 * max(meter.told) + 3.0
 
 
 class Clock(Meter):

@@ -243,12 +243,8 @@ def test_an_estimate_runs_nothing(command: Command, tmp_path: Path) -> None:
     assert command.states() == []
 
 
-def test_time_is_up(command: Command, whole: Cells, tmp_path: Path) -> None:
-    """Whatever a budget leaves out or cuts off, the same command without it finishes."""
+def test_a_budget_that_is_enough(command: Command, whole: Cells, tmp_path: Path) -> None:
+    """Nothing is left out; tests/test_evals_budget.py holds smaller ones to the clock."""
     out = tmp_path / "out"
-    for _ in range(2):
-        process = command.start(out, "--budget", "3s")
-        said = process.communicate(timeout=300)[1]
-        assert process.returncode == 0 or "a budget of 3 s is too small" in said or "no results to report" in said, said
     command.run(out, "--budget", "10h")
     whole_again(command, out, whole)
