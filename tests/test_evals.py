@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mrrope_gguf.errors import EngineTrouble
+from mrrope_gguf import evals
+from mrrope_gguf.errors import EngineTrouble, Refused
 from mrrope_gguf.evals.decode import Decoder
+from mrrope_gguf.evals.essay import essay
 from mrrope_gguf.evals.losses import buckets, perplexity, token_nll
 from mrrope_gguf.evals.needles import NEEDLE, ROOM, ask, haystack
 from mrrope_gguf.model import load
@@ -74,6 +76,29 @@ def test_perplexity_and_buckets() -> None:
     assert values == pytest.approx([2, 8, 4])
     assert buckets(losses, 4)[0] == [2, 5]
     assert buckets(losses[:5], 4)[0] == [2]
+
+
+def test_a_file_s_name_is_no_text(llm: Any, tmp_path: Path) -> None:
+    file = tmp_path / "book.txt"
+    file.write_text("The sea was calm. Nobody spoke. " * 100)
+    name = str(file)
+    makers: list[Callable[[str], object]] = [
+        lambda text: evals.perplexity(llm, text),
+        lambda text: evals.needle(llm, [512], [0.5], prose=text),
+        lambda text: essay(text, name="book"),
+    ]
+    for made in makers:
+        with pytest.raises(Refused, match="a file's name where its text is wanted") as caught:
+            made(name)
+        assert f"{len(name)} characters" in caught.value.why
+        assert "3200 bytes" in caught.value.why
+        assert caught.value.fix == f"pathlib.Path({name!r}).read_text()"
+        made(file.read_text())
+        made(f"{name}\n" + file.read_text())
+    missing = evals.perplexity(llm, name + "?")
+    assert len(missing.losses) == len(llm.tokenize((name + "?").encode())) - 1
+    file.write_text(name)
+    assert len(evals.perplexity(llm, file).losses) == len(missing.losses) - 1
 
 
 def test_needles_lie_where_they_are_said_to(llm: Any) -> None:

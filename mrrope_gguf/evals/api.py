@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EngineTrouble, MrropeError
 from ..progress import Progress
 from . import trie
-from .essay import Essay
+from .essay import Essay, words_of
 from .losses import buckets, half_chunks, token_nll
 from .passes import TaskPass
 from .ruler_qa import Documents
@@ -105,7 +105,8 @@ def perplexity(
     text: the text itself, a pathlib.Path of a UTF-8 file, or token ids. n_tokens: read no more (default: what the
     context holds). half_window: llama-perplexity's protocol instead: pieces of so many tokens, each read anew with BOS
     in the place of its first token, and the second half of each counted.
-    Raises MrropeError for a text of fewer than two tokens, or shorter than one piece.
+    Raises MrropeError for a text of fewer than two tokens, or shorter than one piece, Refused for a str that is a
+    file's name.
     """
     tokens = _text_tokens(llm, text)
     most = llm.n_ctx() + 1 if n_tokens is None else n_tokens
@@ -141,8 +142,10 @@ def needle(
     """A number hidden at every depth of every length, asked for with RULER's words; shared beginnings are read once.
 
     lengths: in tokens, question and answer included; depths: shares of the text from 0 to 1 before the needle.
-    prose: the haystack, from its first sentence on; noise if None. Raises MrropeError for lengths that cannot be.
+    prose: the haystack, from its first sentence on; noise if None. Raises MrropeError for lengths that cannot be,
+    Refused for prose that is a file's name.
     """
+    prose = None if prose is None else words_of(prose)
     task = TaskPass("needle", "", tuple(lengths), (), seed, samples, llm.n_ctx(), tuple(depths))
     return _ask(llm, "needle", [item for n in lengths for item in grid_items(llm, task, n, prose)], progress)
 
@@ -186,6 +189,6 @@ def _text_tokens(llm: Any, text: str | os.PathLike[str] | Sequence[int]) -> list
         from .spec import read_text
 
         text = read_text(Path(text))
-    if isinstance(text, str):
-        return list(llm.tokenize(text.encode(), add_bos=True, special=False))
-    return list(text)
+    elif isinstance(text, str):
+        text = words_of(text)
+    return list(llm.tokenize(text.encode(), add_bos=True, special=False) if isinstance(text, str) else text)

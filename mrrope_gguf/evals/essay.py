@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import texts
-from ..errors import FileTrouble, MrropeError
+from ..errors import FileTrouble, MrropeError, Refused
 from ..fetch import Say
+from ..text import printable
 
 DEFAULT = "voyage-out"  # 180,000 tokens: enough for 128K without saying anything twice
 # after a stop, and after the quotation mark behind it
@@ -35,11 +37,24 @@ class Essay:
 
 
 def essay(text: str, *, name: str, tag: str = "user") -> Essay:
-    """The essay in `text`. Raises MrropeError if there is nothing in it but white space."""
+    """The essay in `text`. Raises MrropeError if there is nothing in it but white space, Refused as `words_of` does."""
+    words_of(text)
     sentences = tuple(filter(None, _END.split(" ".join(text.split()))))
     if not sentences:
         raise MrropeError(f"{name}: no prose in it", why="it is empty", fix="name a text file with English prose")
     return Essay(sentences, tag, name)
+
+
+def words_of(text: str) -> str:
+    """The text itself. Raises Refused for one line that is a file's name: the name would be measured, not the file."""
+    if "\n" not in text and os.path.isfile(text):
+        name = printable(text)
+        raise Refused(
+            f"{name}: a file's name where its text is wanted",
+            why=f"the {len(text)} characters of the name would be read, not the file's {os.path.getsize(text)} bytes",
+            fix=f"pathlib.Path({name!r}).read_text()",
+        )
+    return text
 
 
 def public_domain(name: str = DEFAULT, say: Say | None = None) -> Essay:
