@@ -167,7 +167,7 @@ def same_bits(a: Floats, b: Floats) -> bool:
 
 
 def same_as_stock(ours: Floats, theirs: Floats) -> bool:
-    """The same bits. An engine under sanitizers sums recurrent layers in another order: there nearly the same numbers."""
+    """The same bits. Under sanitizers recurrent layers are summed in another order: there nearly the same numbers."""
     if "MRROPE_TEST_SANITIZED" in os.environ:
         return ours.shape == theirs.shape and difference(ours, theirs) < 1e-4
     return same_bits(ours, theirs)
