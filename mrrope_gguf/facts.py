@@ -14,6 +14,7 @@ from . import limits
 from .architectures import Arch
 from .errors import BadFile, Refused
 from .gguf.index import GGUFIndex
+from .gguf.types import ValueType
 from .header import Header
 from .kinds import known_architecture
 from .layers import Layers, count_layers, layers, window
@@ -31,6 +32,10 @@ _WHOLE_HEAD = frozenset(("plamo", "deepseek2-ocr", "cogvlm"))
 _MUST_ROTATE_WHOLE_HEAD = frozenset(("llama", "deci", "falcon", "llama-embed"))
 _SECTIONS_DECIDE = frozenset(("glm4", "glm4moe", "hunyuan_vl", "bailingmoe3"))
 _GLM_DSA_LIMIT = 1 << 20
+_MRROPE_WORDS = (
+    "version", "method", "scale", "beta_fast", "beta_slow", "attn_factor", "radix", "elastic", "lead", "base_factors",
+    "base_attn_factor", "reexpressed_from",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -187,15 +192,16 @@ def obstacle(facts: RopeFacts, name: str) -> Refused | None:
 def read_mrrope(header: Header) -> dict[str, Any] | None:
     """The mrrope keys of an extended file by their last word, or None. `undo` is True where an undo record is kept."""
     prefix = f"{header.arch}.rope.scaling.mrrope."
-    words = [key.removeprefix(prefix) for key in header.index.kvs if key.startswith(prefix)]
-    if "version" not in words:
+    found = {word: kv for word in (*_MRROPE_WORDS, "undo") if (kv := header.index.find(prefix + word)) is not None}
+    if "version" not in found:
         return None
     kept = {
-        word: header.index.get(prefix + word, most=limits.MAX_ROT)  # a longer array is wrong by its length
-        for word in words
-        if word not in ("undo", "padding")
+        # a longer array is wrong by its length, and none is of strings
+        word: header.index.get(prefix + word, most=0 if kv.item_type is ValueType.STRING else limits.MAX_ROT)
+        for word, kv in found.items()
+        if word != "undo"
     }
-    return {**kept, "undo": "undo" in words}
+    return {**kept, "undo": "undo" in found}
 
 
 def _layer_count(header: Header) -> int:
@@ -373,7 +379,7 @@ def _bad(header: Header, name: str, wanted: str) -> BadFile:
     """A BadFile about one key of the architecture: what it holds, what it should."""
     key = f"{header.arch}.{name}"
     kv = header.index.find(key)
-    held = "is missing" if kv is None else f"is {_shown(header.index.get(key))}"
+    held = "is missing" if kv is None else f"is {_shown(header.index.get(key, most=limits.MAX_LAYERS))}"
     return BadFile(
         f"{printable(header.index.path.name)}: {key} {held}",
         why=f"llama.cpp needs {wanted}",

@@ -89,9 +89,7 @@ def write_provenance(edit: Edit, index: GGUFIndex, table: RopeTable, n_ctx: int)
 
 
 def _write_base_model(edit: Edit, index: GGUFIndex, name: str) -> None:
-    for key in index.kvs:
-        if key.startswith("general.base_model."):
-            edit.remove(key)
+    edit.remove_family("general.base_model.")
     edit.set("general.base_model.count", ValueType.UINT32, 1)
     edit.set("general.base_model.0.name", ValueType.STRING, name)
     for key in ("version", "organization", "url", "repo_url", "doi", "uuid"):

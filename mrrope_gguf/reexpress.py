@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from mrrope_gguf.errors import Refused
 from mrrope_gguf.gguf.types import ValueType
+from mrrope_gguf.limits import MAX_LAYERS
+from mrrope_gguf.text import printable
 
 if TYPE_CHECKING:
     from mrrope_gguf.gguf.edit import Edit
@@ -101,15 +103,14 @@ class Reexpression:
 
     def _rename_keys(self, edit: Edit, index: GGUFIndex) -> None:
         edit.set("general.architecture", ValueType.STRING, self.arch_to)
-        for key in index.kvs:
-            if key.startswith(f"{self.arch_from}."):
-                edit.rename_key(key, self.arch_to + key[len(self.arch_from) :])
+        own = [key for key in index.kvs if key.startswith(f"{self.arch_from}.")]
+        edit.rename_keys({key: self.arch_to + key[len(self.arch_from) :] for key in own})
         for key, kind, value in _own_keys(index, self.arch_from):
             edit.set(f"{self.arch_to}.{key}", kind, value)
         edit.set(f"{self.arch_to}.rope.scaling.mrrope.reexpressed_from", ValueType.STRING, self.arch_from)
 
     def _move_rows(self, edit: Edit, file: GGUFIndex) -> None:
-        from mrrope_gguf.gguf.undo import RowPermutation
+        from mrrope_gguf.gguf.rows import RowPermutation
 
         dim = self.heads.head_dim
         heads = {"attn_q": self.heads.n_head, "attn_k": self.heads.n_head_kv}
@@ -198,7 +199,7 @@ def _problems(index: GGUFIndex, arch: str, shards: Sequence[GGUFIndex]) -> Itera
 
 def _key_problems(index: GGUFIndex, arch: str, to: str) -> Iterator[str]:
     def get(key: str) -> Any:
-        return index.get(f"{arch}.{key}")
+        return index.get(f"{arch}.{key}", most=MAX_LAYERS)  # one for each layer
 
     for key in ("embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
         if not isinstance(get(key), int) or get(key) < 1:
@@ -208,7 +209,7 @@ def _key_problems(index: GGUFIndex, arch: str, to: str) -> Iterator[str]:
     for key in STRANGE_KEYS:
         value = get(key)
         if key not in RULES[arch].allowed_keys and (any(value) if isinstance(value, list) else value):
-            yield f"it holds {arch}.{key} = {value}"
+            yield f"it holds {arch}.{key} = {printable(str(value))}"
     if arch == "baichuan" and get("block_count") != 32:
         yield f"it has {get('block_count')} layers, and llama.cpp gives {arch} plain RoPE only with 32"
     if arch == "bailingmoe":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,10 @@ from .gguf.source import require_no_journal
 from .gguf.types import ValueType
 from .text import printable
 
-_BEGINNING = 1 << 14  # bytes
+_CHUNK, _OVERLAP = 1 << 14, 13  # bytes read at once, and one less than the longest token looked for
+# a token is its length in 8 bytes and its text; after a first byte looked ahead, as one may lie within another
+_SPELLED = re.compile(rb"\x06(?=\0{7}<0x([0-9A-F]{2})>)")
+_ITSELF = re.compile(rb"\x01(?=\0{7}(.))", re.DOTALL)
 _CHAT = "take a file that a text model was converted to"
 
 
@@ -95,14 +99,14 @@ def check(index: GGUFIndex) -> None:
 def _missing_byte(index: GGUFIndex, tokens: KV) -> int | None:
     """A byte that is no token, neither as <0x41> nor as itself: a SentencePiece vocabulary falls back on bytes."""
     wanted = set(range(256))
-    # they stand near the beginning, so that reading all of a large vocabulary is the exception
-    for end in (min(tokens.value + _BEGINNING, tokens.end), tokens.end):
-        text = bytes(index.raw(tokens.value, end))
-        wanted = {b for b in wanted if b"\6\0\0\0\0\0\0\0<0x%02X>" % b not in text}
-        if not wanted:
-            return None
-    wanted = {b for b in wanted if b"\1\0\0\0\0\0\0\0%c" % b not in text}
-    return min(wanted, default=None)
+    for pattern, base in ((_SPELLED, 16), (_ITSELF, 0)):
+        # they stand near the beginning, so that reading all of a large vocabulary is the exception
+        for at in range(tokens.value, tokens.end, _CHUNK):
+            text = bytes(index.raw(at, min(at + _CHUNK + _OVERLAP, tokens.end)))
+            wanted.difference_update(int(found, base) if base else found[0] for found in set(pattern.findall(text)))
+            if not wanted:
+                return None
+    return min(wanted)
 
 
 def _bad(index: GGUFIndex, tokens: KV, why: str) -> BadFile:

@@ -18,9 +18,9 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import strategies as st
 
 from mrrope_gguf.gguf.edit import Edit
+from mrrope_gguf.gguf.rows import RowPermutation
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.types import ValueType
-from mrrope_gguf.gguf.undo import RowPermutation
 from mrrope_gguf.gguf.write import WriteReport, write_new
 from tests import gguf_bytes as g
 

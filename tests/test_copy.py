@@ -165,7 +165,7 @@ from pathlib import Path
 del os.copy_file_range
 from mrrope_gguf.gguf.edit import Edit
 from mrrope_gguf.gguf.source import Source
-from mrrope_gguf.gguf.undo import RowPermutation
+from mrrope_gguf.gguf.rows import RowPermutation
 from mrrope_gguf.gguf.types import ValueType
 from mrrope_gguf.gguf.write import write_new
 from mrrope_gguf import revert

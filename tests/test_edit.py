@@ -19,9 +19,10 @@ from mrrope_gguf.gguf.copy import BLOCK
 from mrrope_gguf.gguf.edit import Edit, kv_record, padding_key
 from mrrope_gguf.gguf.index import open_gguf
 from mrrope_gguf.gguf.pieces import Layout, Rows, Span, reorder, tidy
+from mrrope_gguf.gguf.rows import RowPermutation, row_rules, split_name
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.types import ValueType
-from mrrope_gguf.gguf.undo import RowPermutation, row_rules, split_name, undo_key
+from mrrope_gguf.gguf.undo import undo_key
 from mrrope_gguf.gguf.write import write_new
 from tests import edits
 from tests.edits import HEAD_ORDER, HEADS, Raw, model, plain_extension, records, tensors, write

@@ -9,7 +9,7 @@ data) move by whole blocks, which is what a reflink or an inserted range needs.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,20 +17,18 @@ from mrrope_gguf.errors import BadFile, FileTrouble, Refused
 from mrrope_gguf.gguf.copy import BLOCK
 from mrrope_gguf.gguf.index import KV, GGUFIndex
 from mrrope_gguf.gguf.pieces import Piece, Span, total
+from mrrope_gguf.gguf.rows import RowPermutation, RowRules, row_piece, row_rules
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.types import STRUCT_CODES, ValueType, padded
 from mrrope_gguf.gguf.undo import (
     COPY,
     LITERAL,
     RENAME,
-    RowPermutation,
     Undo,
     data_pieces,
     encode,
     key_end,
     prefix_end,
-    row_piece,
-    row_rules,
     tensor_infos,
     undo_key,
 )
@@ -150,17 +148,26 @@ class Edit:
         for at in reversed(self._places(key)):
             del self._entries[at]
 
+    def remove_family(self, prefix: str) -> None:
+        """Drop every record whose key begins with `prefix`, in one pass."""
+        self._entries = [entry for entry in self._entries if not entry.key.startswith(prefix)]
+
     def rename_key(self, old: str, new: str) -> None:
         """Give the value of `old` the key `new`, in its place. ValueError if there is no `old` or a `new` already."""
+        self.rename_keys({old: new})
+
+    def rename_keys(self, names: Mapping[str, str]) -> None:
+        """The same for many keys, old to new, in one pass."""
         entries = {entry.key: entry for entry in self._entries}
-        if old not in entries or new in entries:
-            raise ValueError(
-                f"cannot rename {old!r} to {new!r}: {'that exists' if old in entries else 'there is none'}"
-            )
-        entry = entries[old]
-        if entry.record is not None:
-            entry.record = _text(new) + entry.record[len(_text(old)) :]
-        entry.key = new
+        for old, new in names.items():
+            if old not in entries or new in entries:
+                raise ValueError(
+                    f"cannot rename {old!r} to {new!r}: {'that exists' if old in entries else 'there is none'}"
+                )
+            entry = entries[new] = entries.pop(old)
+            if entry.record is not None:
+                entry.record = _text(new) + entry.record[len(_text(old)) :]
+            entry.key = new
 
     def insert_tensor(self, name: str, dims: Sequence[int], ggml_type: int, data: bytes) -> None:
         """Put a tensor before all others; later calls go after earlier ones."""
@@ -186,7 +193,7 @@ class Edit:
         if tensor_name in self._data:
             raise ValueError(f"the data of tensor {tensor_name!r} is replaced already")
         index = self.source.shard_of(tensor_name)
-        row_piece(index.tensors[tensor_name], index.data_start, permutation)
+        row_piece(index.tensors[tensor_name], index.data_start, permutation, permutation.order)
         self._rows[tensor_name] = permutation
 
     def plan(self, prefix: int | None = None) -> Plan:
@@ -302,7 +309,7 @@ class _Planner:
         return out + [(t.name, t.dims, t.type, t.offset + self.shift) for t in self.index.tensors.values()]
 
     def _tail(self) -> list[Piece]:
-        return data_pieces(self.index, prefix_end(self.index), self.rules, self.data)
+        return data_pieces(self.index, prefix_end(self.index), RowRules(self.rules), self.data)
 
     def _undo(self) -> str:
         index = self.index

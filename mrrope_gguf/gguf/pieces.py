@@ -68,6 +68,12 @@ def tidy(pieces: Iterable[Piece]) -> list[Piece]:
     """
     out: list[Piece] = []
     literals: list[bytes] = []
+    kept: dict[int, tuple[tuple[int, ...], bool]] = {}  # thousands of tensors share an order: each is looked at once
+
+    def moves(order: tuple[int, ...]) -> bool:
+        if id(order) not in kept:
+            kept[id(order)] = order, order != tuple(range(len(order)))
+        return kept[id(order)][1]
 
     def flush() -> None:
         if literals:
@@ -75,7 +81,7 @@ def tidy(pieces: Iterable[Piece]) -> list[Piece]:
             literals.clear()
 
     for piece in pieces:
-        if isinstance(piece, Rows) and piece.order == tuple(range(len(piece.order))):
+        if isinstance(piece, Rows) and not moves(piece.order):
             piece = Span(piece.start, piece.end)
         if not len(piece):
             continue
@@ -120,12 +126,13 @@ class Layout:
     def under(self, pieces: Iterable[Piece]) -> list[Piece]:
         """`pieces`, whose spans are offsets in this file, as pieces of the file below this one."""
         out: list[Piece] = []
+        orders = _Orders()
         for piece in pieces:
             if isinstance(piece, bytes):
                 out.append(piece)
                 continue
             below = self.slice(piece.start, piece.end)
-            out += below if isinstance(piece, Span) else [_reordered(piece, below)]
+            out += below if isinstance(piece, Span) else [_reordered(piece, below, orders)]
         return tidy(out)
 
 
@@ -139,7 +146,23 @@ def _cut(piece: Piece, start: int, end: int) -> Piece:
     return Rows(piece.start + start, piece.start + end, piece.row_bytes, piece.order)
 
 
-def _reordered(rows: Rows, below: list[Piece]) -> Piece:
+class _Orders:
+    """One order of rows over another, each pair worked out once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int], tuple[Rows, Rows, tuple[int, ...]]] = {}
+
+    def over(self, rows: Rows, piece: Rows) -> tuple[int, ...]:
+        """`rows`' order where what it reorders is `piece`."""
+        key = id(rows.order), id(piece.order)
+        if key not in self._made:
+            n = lcm(len(rows.order), len(piece.order))
+            outer, inner = _repeat(rows.order, n), _repeat(piece.order, n)
+            self._made[key] = rows, piece, tuple(inner[i] for i in outer)  # kept, so that no other takes its id
+        return self._made[key][2]
+
+
+def _reordered(rows: Rows, below: list[Piece], orders: _Orders) -> Piece:
     """The one piece that `rows` becomes when the bytes it reorders are `below`."""
     if len(below) != 1:
         raise ValueError("rows to reorder lie in more than one piece")
@@ -150,11 +173,9 @@ def _reordered(rows: Rows, below: list[Piece]) -> Piece:
         return Rows(piece.start, piece.end, rows.row_bytes, rows.order)
     if piece.row_bytes != rows.row_bytes:
         raise ValueError(f"rows of {rows.row_bytes} bytes over rows of {piece.row_bytes}")
-    n = lcm(len(rows.order), len(piece.order))
-    outer, inner = _repeat(rows.order, n), _repeat(piece.order, n)
-    if len(piece) % (n * rows.row_bytes):
+    if len(piece) % (lcm(len(rows.order), len(piece.order)) * rows.row_bytes):
         raise ValueError("two orders of rows that do not divide the tensor together")
-    return Rows(piece.start, piece.end, rows.row_bytes, tuple(inner[i] for i in outer))
+    return Rows(piece.start, piece.end, rows.row_bytes, orders.over(rows, piece))
 
 
 def _repeat(order: tuple[int, ...], n: int) -> tuple[int, ...]:

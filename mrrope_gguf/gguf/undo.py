@@ -20,47 +20,16 @@ from typing import Any
 
 from mrrope_gguf.errors import BadFile, Refused
 from mrrope_gguf.gguf.index import KV, GGUFIndex, Tensor
-from mrrope_gguf.gguf.pieces import Layout, Piece, Rows, Span
+from mrrope_gguf.gguf.pieces import Layout, Piece, Span
+from mrrope_gguf.gguf.rows import MAX_RUNS, RowRules
 from mrrope_gguf.gguf.types import ValueType, padded
 from mrrope_gguf.text import printable
 
 VERSION = 1
 MAX_BYTES = 16 << 20  # of a decompressed record: metadata that was replaced, never a vocabulary
 MAX_RULES = 1 << 20  # of its JSON, which counts records and layers in ranges
-MAX_HEAD = 1 << 16  # rows of a head
+MAX_DIGITS = 20  # of a number: those of 2^64
 COPY, RENAME, LITERAL = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class RowPermutation:
-    """How the rows of a q or k projection move when RoPE pairs change their layout, head by head.
-
-    "neox_to_norm": within each head of head_dim rows, new row 2i is old row i and new row 2i+1 is old row i + n_rot/2,
-    for i < n_rot/2; rows from n_rot on stay. `order[new] = old`.
-    """
-
-    n_head: int
-    n_rot: int
-    head_dim: int
-    kind: str = "neox_to_norm"
-
-    def __post_init__(self) -> None:
-        if self.kind != "neox_to_norm":
-            raise ValueError(f"no row permutation is called {self.kind!r}")
-        sound = self.n_head >= 1 and self.n_rot >= 2 and self.n_rot % 2 == 0 and self.n_rot <= self.head_dim <= MAX_HEAD
-        if not sound:
-            raise ValueError(f"no such heads: n_head={self.n_head}, n_rot={self.n_rot}, head_dim={self.head_dim}")
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        half = self.n_rot // 2
-        pairs = tuple(old for i in range(half) for old in (i, i + half))
-        return pairs + tuple(range(self.n_rot, self.head_dim))
-
-    @property
-    def inverse(self) -> tuple[int, ...]:
-        order = self.order
-        return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 @dataclass
@@ -89,6 +58,13 @@ def encode(undo: Undo) -> str:
     rules = asdict(undo)
     literals = rules.pop("literals")
     text = json.dumps({"v": VERSION, **rules}, separators=(",", ":")).encode()
+    runs = sum(len(ranges) for _, ranges, *_ in undo.rows)
+    if runs > MAX_RUNS:
+        raise Refused(
+            "the original cannot be kept as an undo record: too many tensors would have their rows moved",
+            why=f"{runs} of them, or ranges of layers, at most {MAX_RUNS}",
+            fix="leave out --portable: the patched engine extends the model as it is",
+        )
     if len(text) > MAX_RULES or len(text) + len(literals) >= MAX_BYTES:
         raise Refused(
             "the original cannot be kept as an undo record",
@@ -116,7 +92,7 @@ def decode(index: GGUFIndex) -> Undo | None:
         head, _, literals = plain.partition(b"\0")
         if len(head) > MAX_RULES:
             raise ValueError(f"{len(head)} bytes of rules, at most {MAX_RULES}")
-        rules = json.loads(head)
+        rules = json.loads(head, parse_int=_whole)
         version = rules.pop("v")
         if type(version) is not int:
             raise ValueError(f"its version is {version!r}, no whole number")
@@ -129,6 +105,13 @@ def decode(index: GGUFIndex) -> Undo | None:
         return Undo(**rules, literals=literals)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, zlib.error) as error:
         raise damaged(index, str(error)) from None
+
+
+def _whole(digits: str) -> int:
+    """A number of a record: Python 3.10 takes hours for one of a million digits."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits, at most {MAX_DIGITS}")
+    return int(digits)
 
 
 def _record(index: GGUFIndex) -> KV | None:
@@ -146,62 +129,6 @@ def damaged(index: GGUFIndex, why: str) -> BadFile:
         offset=0 if kv is None else kv.value,
         field="mrrope.undo",
     )
-
-
-def split_name(name: str) -> tuple[str, int]:
-    """A tensor's name with its first number taken out, and the number (-1 where there is none).
-
-    >>> split_name("blk.12.attn_q.weight"), split_name("output.weight")
-    (('blk.{}.attn_q.weight', 12), ('output.weight', -1))
-    """
-    start = next((i for i, c in enumerate(name) if c in "0123456789"), len(name))
-    end = start
-    while end < len(name) and name[end] in "0123456789":
-        end += 1
-    digits = name[start:end]
-    if not digits or str(int(digits)) != digits or "{}" in name:
-        return name, -1
-    return f"{name[:start]}{{}}{name[end:]}", int(digits)
-
-
-def row_rules(permutations: Mapping[str, RowPermutation]) -> list[list[Any]]:
-    """The permutations of all tensors, with layers as ranges."""
-    grouped: dict[tuple[str, RowPermutation], list[int]] = {}
-    for name, permutation in permutations.items():
-        template, number = split_name(name)
-        grouped.setdefault((template, permutation), []).append(number)
-    return [[template, _ranges(numbers), p.n_head, p.n_rot, p.head_dim] for (template, p), numbers in grouped.items()]
-
-
-def _ranges(numbers: Iterable[int]) -> list[list[int]]:
-    """Sorted numbers as [first, last] runs."""
-    runs: list[list[int]] = []
-    for n in sorted(numbers):
-        if runs and runs[-1][1] == n - 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    return runs
-
-
-def permutation_of(name: str, rules: list[list[Any]]) -> RowPermutation | None:
-    """The permutation that `rules` give the tensor called `name`."""
-    template, number = split_name(name)
-    for rule_template, ranges, n_head, n_rot, head_dim in rules:
-        if rule_template == template and any(first <= number <= last for first, last in ranges):
-            return RowPermutation(n_head, n_rot, head_dim)
-    return None
-
-
-def row_piece(tensor: Tensor, data_start: int, permutation: RowPermutation, *, undo: bool = False) -> Rows:
-    """The tensor's data with its rows reordered. ValueError where its shape is not that of such heads."""
-    n_rows = tensor.dims[1] if len(tensor.dims) > 1 else tensor.dims[0]
-    expected = permutation.n_head * permutation.head_dim
-    if n_rows != expected or any(d != 1 for d in tensor.dims[2:]) or tensor.nbytes % n_rows:
-        raise ValueError(f"tensor {tensor.name!r} of shape {tensor.dims} does not hold {expected} rows")
-    start = data_start + tensor.offset
-    order = permutation.inverse if undo else permutation.order
-    return Rows(start, start + tensor.nbytes, tensor.nbytes // n_rows, order)
 
 
 def prefix_end(index: GGUFIndex) -> int:
@@ -290,24 +217,28 @@ def _tail(index: GGUFIndex, undo: Undo, literals: _Literals) -> list[Piece]:
     start = padded(index.infos_end, index.alignment) + undo.shift
     if undo.shift < 0 or start > index.size:
         raise ValueError(f"the original's data would begin at {start} of {index.size} bytes")
+    if not all(type(name) is str for name, _ in undo.data):  # other keys can be made to share one hash
+        raise ValueError("a tensor's name in it is no string")
     special: dict[str, Piece] = {name: literals.take(size) for name, size in undo.data}
-    return data_pieces(index, start, undo.rows, special, undo=True)
+    return data_pieces(index, start, RowRules(undo.rows), special, undo=True)
 
 
 def data_pieces(
-    index: GGUFIndex, start: int, rules: list[list[Any]], special: Mapping[str, Piece], *, undo: bool = False
+    index: GGUFIndex, start: int, rules: RowRules, special: Mapping[str, Piece], *, undo: bool = False
 ) -> list[Piece]:
-    """The file from `start` to its end, with rows reordered by `rules` and the tensors named in `special` replaced."""
+    """The file from `start` to its end, with rows reordered by `rules` and the tensors named in `special` replaced.
+
+    Raises ValueError where a tensor has another size or shape than they say.
+    """
     pieces: list[Piece] = []
     for tensor in index.tensors.values() if rules or special else ():
-        permutation = permutation_of(tensor.name, rules)
-        piece = special.get(tensor.name)
+        piece = rules.piece(tensor, index.data_start, undo=undo) or special.get(tensor.name)
+        if piece is None:
+            continue
         at = index.data_start + tensor.offset
-        if permutation is not None:
-            piece = row_piece(tensor, index.data_start, permutation, undo=undo)
-        if piece is not None:
-            if len(piece) != tensor.nbytes or at < start:
-                raise ValueError(f"tensor {tensor.name!r} has {tensor.nbytes} bytes, not {len(piece)}")
+        if len(piece) != tensor.nbytes or at < start:
+            raise ValueError(f"tensor {tensor.name!r} has {tensor.nbytes} bytes, not {len(piece)}")
+        if tensor.nbytes:
             pieces += [Span(start, at), piece]
             start = at + tensor.nbytes
     return [*pieces, Span(start, index.size)]

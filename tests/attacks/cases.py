@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.attacks import header_cases, long_cases, model_cases, split_cases, table_cases, vocab_cases
+from tests.attacks import cost_cases, header_cases, long_cases, model_cases, split_cases, table_cases, vocab_cases
 from tests.attacks.case import Attack
 
 GROUPS = {
@@ -14,6 +14,6 @@ GROUPS = {
     "split": "Split models",
 }
 CASES: dict[str, Attack] = {}
-for _module in (header_cases, long_cases, model_cases, vocab_cases, table_cases, split_cases):
+for _module in (header_cases, long_cases, model_cases, vocab_cases, table_cases, cost_cases, split_cases):
     assert not CASES.keys() & _module.CASES.keys()
     CASES |= _module.CASES
