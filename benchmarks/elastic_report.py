@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def drift(results: Results) -> str:
 def pictures(results: Results, ways: list[str], folder: Path, name: str) -> list[Path]:
     """Write a picture into `folder` of everything there are results for."""
     drawn: dict[str, tuple[Callable[..., None], Any, int]] = {
-        "perplexity": (plot_perplexity, _lines(results, ways), results.window),
+        "perplexity": (partial(plot_perplexity, log2=True), _lines(results, ways), results.window),
         "difference": (
             plot_intervals,
             _intervals(results, [way for way in ways if "linear" not in way]),

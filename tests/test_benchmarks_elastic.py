@@ -14,7 +14,7 @@ from benchmarks.elastic_drift import READ, SCORED, Drift
 from benchmarks.elastic_growth import Reader, parse
 from benchmarks.elastic_models import MODELS
 from benchmarks.elastic_plan import CANDIDATE, GROUPS
-from benchmarks.elastic_report import Results, short
+from benchmarks.elastic_report import Results, pictures, short
 from mrrope_gguf.engine import set_elastic_policy
 from mrrope_gguf.evals.decode import Decoder
 from mrrope_gguf.evals.report_read import read
@@ -91,6 +91,20 @@ def test_results_take_the_window_s_buckets_from_the_plain_model() -> None:
     assert found[0].mean == pytest.approx(-0.5)
     assert found[1] == 1
     assert short(way) == "elastic uni, step 1.19, head-room 1.33"
+
+
+def test_perplexity_is_drawn_over_octaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(figure, "savefig", lambda self, path: seen.update({Path(path).name: self.axes[0]}))
+    runs = {f"ppl/smollm2/a/none/{4096 * i}": {"blocks": [float(i)]} for i in (1, 2)}
+    runs[f"ppl/smollm2/a/{CANDIDATE}/12288"] = {"blocks": [2.0]}
+    made = pictures(Results(runs, "smollm2", CANDIDATE), ["none", CANDIDATE], tmp_path, "elastic")
+    assert [path.name for path in made] == ["elastic-perplexity.png"]
+    axes = seen["elastic-perplexity.png"]
+    assert axes.get_xscale() == "log"
+    assert list(axes.lines[0].get_xdata()) == [2048, 6144]
+    assert axes.lines[-1].get_xdata()[0] == 8192
 
 
 def test_every_planned_run_has_a_name_that_can_be_read() -> None:
