@@ -23,7 +23,8 @@ NAME = "key"
 def user_key(folder: Path) -> bytes:
     """The key in `folder`, made where there is none. Of two processes that make one, the first wins.
 
-    Raises FileTrouble for a key that another user owns or may write: who knows the key can forge what it proves.
+    Raises FileTrouble for a key that another user owns, or may read or write: who knows the key can forge what it
+    proves.
     OSError where it cannot be read or made.
     """
     path = folder / NAME
@@ -64,10 +65,13 @@ def sweep_temps(folder: Path) -> None:
 def _read(path: Path) -> bytes:
     with opened(path) as fd:
         found = os.fstat(fd)
-        if os.name == "posix" and (found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
+        ours = os.name != "posix" or found.st_uid == os.geteuid()
+        if os.name == "posix" and (not ours or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO)):
+            # who owns it decides about its mode
+            fix = f"`chmod 600 {printable(str(path))}`; if others may have seen it: delete it, and what it proved goes"
             raise FileTrouble(
                 f"{printable(str(path))}: this key is not ours alone",
                 why=f"user {found.st_uid} owns it, with mode {stat.S_IMODE(found.st_mode):o}; we are {os.geteuid()}",
-                fix="let MRROPE_DATA (or MRROPE_CACHE) name a folder of your own",
+                fix=fix if ours else "let MRROPE_DATA (or MRROPE_CACHE) name a folder of your own",
             )
         return read_at(fd, SIZE + 1, 0)

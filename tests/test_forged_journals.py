@@ -170,7 +170,10 @@ def test_a_link_to_a_model_that_is_changed_in_part_says_where_to_go_on(tmp_path:
     real, link = tmp_path / "models" / "m.gguf", tmp_path / "link.gguf"
     link.symlink_to(real)
     whole = changed_in_part(real)
-    for verb in (*VERBS[1:], inspect, lambda path: extend(path, tmp_path / "new.gguf", scale=4.0)):
+    verbs: list[Callable[[Path], Any]] = [
+        *VERBS[1:], inspect, lambda path: extend(path, tmp_path / "new.gguf", scale=4.0),
+    ]  # fmt: skip
+    for verb in verbs:
         with pytest.raises(FileTrouble, match="cut short") as caught:
             verb(link)
         assert f"`mrrope revert {real}`" in caught.value.fix

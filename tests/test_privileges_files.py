@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from mrrope_gguf import extend, fetch, revert, texts
+from mrrope_gguf.archives import Archive
 from mrrope_gguf.aside import private_folder, written_aside
 from mrrope_gguf.engine import sdist, store
 from mrrope_gguf.engine.pins import Pin
@@ -22,6 +23,7 @@ from mrrope_gguf.gguf.journal import Journal
 from mrrope_gguf.gguf.names import journal_path, unfinished_path
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.write import write_in_place
+from mrrope_gguf.sessions.named import Named
 from mrrope_gguf.user_key import user_key
 from tests import edits, tiny, toy_llama
 from tests.edits import model, sha256, write
@@ -61,7 +63,9 @@ def test_the_cache_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.Monkey
         sdist.fetch_sdist(Pin(toy_llama.RELEASE, "a" * 40, "toy.tar.gz", digest), lambda _: None)
     elif what == "engines":
         with store.lock("some-key"):
-            pass
+            folder = private_folder(store.engines_dir() / "some-key" / "lib").parent
+        store.Engine(folder, "some-key", toy_llama.RELEASE, "", "", "cpu", False, False, False, 0.0).save()
+        assert store.read_engine(folder)
     else:
         user_key(tmp_path / "cache" / "evals")
     folders, files = modes(tmp_path / "cache")
@@ -70,11 +74,12 @@ def test_the_cache_is_the_users_alone(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_fetched_files_and_texts_are_the_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRROPE_CACHE", str(tmp_path / "cache"))
-    archive, _ = toy(tmp_path / "toy.tar.gz")
+    archive, digest = toy(tmp_path / "toy.tar.gz")
     name, text = next(iter(toy_llama.FILES.items()))
-    part = fetch.Part("x==1", f"llama_cpp_python-{toy_llama.RELEASE}/vendor/llama.cpp/{name}", sdist=True)
+    member = f"llama_cpp_python-{toy_llama.RELEASE}/vendor/llama.cpp/{name}"
+    part = fetch.Part(Archive("x==1", archive.name, digest), member)
     resource = fetch.Resource("x.txt", hashlib.sha256(text.encode()).hexdigest(), (part,), "MIT")
-    monkeypatch.setattr(fetch, "_download", lambda part, folder: archive.rename(folder / archive.name))
+    monkeypatch.setattr(fetch, "download", lambda wanted, folder: archive.rename(folder / archive.name))
     fetch.fetch(resource)
     monkeypatch.setitem(texts.TEXTS, "x", texts.Text("x", "x", resource, lambda path: "prose", 5, 1))
     assert texts.save("x").read_text() == "prose"
@@ -90,17 +95,38 @@ def test_a_private_folder_leaves_what_is_there(tmp_path: Path) -> None:
     assert modes(tmp_path / "shared")[0] == {"shared": 0o755, "shared/a": 0o700, "shared/a/b": 0o700}
 
 
+def test_conversations_are_the_users_alone(tmp_path: Path) -> None:
+    """The data folder too, above the one of sessions."""
+    named = Named(tmp_path / "data" / "sessions" / "named", "talk")
+    values: dict[str, Any] = {"documents": [], "pieces": [], "sampling": {}, "parts": {}, "messages": []}
+    named.save({"system": None, "created": 1.0, "tokens": 0, **values})
+    named.close()
+    folders, files = modes(tmp_path / "data")
+    assert folders == dict.fromkeys(("data", "data/sessions", "data/sessions/named"), 0o700)
+    assert set(files) > {"data/sessions/key", "data/sessions/named/talk.json"}
+    assert set(files.values()) == {0o600}
+
+
 @root
-@pytest.mark.parametrize("change", ["owner", "mode"])
-def test_a_key_that_others_know_or_may_write_proves_nothing(tmp_path: Path, change: str) -> None:
+def test_a_key_of_another_user_proves_nothing(tmp_path: Path) -> None:
+    user_key(tmp_path)
+    os.chown(tmp_path / "key", NOBODY, NOBODY)
+    with pytest.raises(FileTrouble, match="not ours alone") as caught:
+        user_key(tmp_path)
+    assert "MRROPE_DATA" in caught.value.fix
+
+
+@pytest.mark.parametrize("mode", [0o622, 0o644, 0o640, 0o604, 0o620, 0o602, 0o610])
+def test_a_key_that_others_know_or_may_write_proves_nothing(tmp_path: Path, mode: int) -> None:
     key = user_key(tmp_path)
     assert user_key(tmp_path) == key
-    if change == "owner":
-        os.chown(tmp_path / "key", NOBODY, NOBODY)
-    else:
-        (tmp_path / "key").chmod(0o622)
-    with pytest.raises(FileTrouble, match="not ours alone"):
+    (tmp_path / "key").chmod(mode)
+    with pytest.raises(FileTrouble, match="not ours alone") as caught:
         user_key(tmp_path)
+    assert f"mode {mode:o}" in caught.value.why
+    assert f"`chmod 600 {tmp_path / 'key'}`" in caught.value.fix
+    (tmp_path / "key").chmod(0o600)
+    assert user_key(tmp_path) == key
 
 
 # -- links --

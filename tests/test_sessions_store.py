@@ -66,6 +66,10 @@ def test_only_the_user_may_look(llm: Any, folder: Path) -> None:
         os.umask(before)
     assert {stat.S_IMODE(place.stat().st_mode) for place in (folder, *path.parents[:2])} == {0o700}
     assert {stat.S_IMODE(place.stat().st_mode) for place in (path, folder / "key")} == {0o600}
+    # what was missing above it too
+    deep = folder / "data" / "sessions"
+    keep(llm, deep, TEXT[:20])
+    assert stat.S_IMODE(deep.parent.stat().st_mode) == 0o700
     folder.chmod(0o755)
     keep(llm, folder, TEXT[:60])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

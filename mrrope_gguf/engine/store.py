@@ -61,9 +61,10 @@ class Engine:
         return all(map(_ours, [*folders, *self.lib.glob("*"), *self.bin.glob("*")]))
 
     def save(self) -> None:
-        """Write engine.json into the folder."""
+        """Write engine.json into the folder, for this user alone."""
         values = {name: value for name, value in asdict(self).items() if name != "path"}
-        (self.path / INFO).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        with open(self.path / INFO, "w", encoding="utf-8", opener=lambda path, how: os.open(path, how, 0o600)) as file:
+            file.write(json.dumps(values, indent=2) + "\n")
 
 
 def _ours(path: Path) -> bool:

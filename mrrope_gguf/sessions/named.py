@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from ..aside import private_folder
 from ..errors import FileTrouble, Refused
 from ..gguf.copy import O_BINARY, sync_dir, sync_file, write_at
 from ..gguf.stage import delete, file_errors
@@ -45,8 +46,7 @@ class Named:
         self.name = check_name(name)
         self.path = folder / f"{quote(name, safe=' ')}.json"
         with _file_errors(self.path):
-            for place in (folder.parent, folder):
-                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(folder)
             self._lock = _locked(self.path.with_suffix(".lock"))
         if self._lock >= 0:
             self._sweep()

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..aside import NEW
+from ..aside import NEW, private_folder
 from ..errors import FileTrouble, Refused
 from ..gguf.copy import O_BINARY, opened, sync_dir
 from ..gguf.stage import delete, file_errors
@@ -228,8 +228,7 @@ class Store:
         sync_dir(dst.parent)
 
     def _private(self, folder: Path) -> None:
-        for path in (self.folder, self._states, folder):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         if os.name == "posix" and self.folder.stat().st_mode & 0o077:
             self.folder.chmod(0o700)
 
