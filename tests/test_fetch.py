@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mrrope_gguf.archives import Archive
 from mrrope_gguf.errors import FileTrouble, MrropeError
 from mrrope_gguf.fetch import Part, Resource, article, fetch
 
@@ -19,16 +20,17 @@ DATA = (b"first half, ", b"second half")
 
 
 def resource(*, sha256: str = hashlib.sha256(b"".join(DATA)).hexdigest(), member: str = "pkg/data.bin") -> Resource:
-    return Resource("data.bin", sha256, (Part("one==1", member), Part("two==1", member, sdist=True)), "none")
+    archives = Archive("one==1", "one.whl", "1" * 64), Archive("two==1", "two.tar.gz", "2" * 64)
+    return Resource("data.bin", sha256, tuple(Part(archive, member) for archive in archives), "none")
 
 
 @pytest.fixture
 def pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """A pip that brings a wheel for `one` and an sdist for `two`; what it was asked for."""
+    """A pip that brings a wheel for `one` and an sdist for `two`; what it was asked for, with the hashes."""
     asked: list[str] = []
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        folder, name = Path(command[command.index("--dest") + 1]), command[-1]
+        folder, name = Path(command[command.index("--dest") + 1]), Path(command[-1]).read_text().strip()
         asked.append(name)
         if name.startswith("one"):
             with zipfile.ZipFile(folder / "one.whl", "w") as z:
@@ -49,7 +51,7 @@ def test_parts_are_joined_checked_and_kept(pip: list[str]) -> None:
     said: list[str] = []
     path = fetch(resource(), said.append)
     assert path.read_bytes() == b"".join(DATA)
-    assert pip == ["one==1", "two==1"]
+    assert pip == [f"one==1 --hash=sha256:{'1' * 64}", f"two==1 --hash=sha256:{'2' * 64}"]
     assert len(said) == 2
     assert fetch(resource(), said.append) == path
     assert len(pip) == 2

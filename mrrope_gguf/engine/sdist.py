@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from mrrope_gguf.archives import Archive, download
 from mrrope_gguf.aside import private_folder
 from mrrope_gguf.engine.pins import Pin
 from mrrope_gguf.engine.store import sources_dir
-from mrrope_gguf.errors import EngineTrouble, FileTrouble
+from mrrope_gguf.errors import EngineTrouble, FileTrouble, MrropeError
 from mrrope_gguf.fetch import Say, require_sha256, sha256
 
 # 300 MB is the whole tree; nothing an sdist of this project holds comes near these
@@ -44,22 +43,14 @@ def fetch_sdist(pin: Pin, say: Say) -> Path:
 
 
 def _download(pin: Pin, folder: Path) -> Path:
-    # with a hash, pip refuses other bytes before it asks the archive's own build script for metadata
-    wanted = folder / "requirements.txt"
-    wanted.write_text(f"llama-cpp-python=={pin.release} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
-    command += ["--require-hashes", "--dest", str(folder), "--requirement", str(wanted)]
-    run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    archive = folder / pin.sdist
-    if run.returncode or not archive.is_file():
-        said = [line for line in run.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        no_pip = "No module named pip" in run.stderr
-        fix = f"`{sys.executable} -m ensurepip`" if no_pip else "check the network and pip's index"
+    try:
+        archive = download(Archive(f"llama-cpp-python=={pin.release}", pin.sdist, pin.sha256), folder)
+    except MrropeError as error:
         raise EngineTrouble(
             f"llama-cpp-python {pin.release}: pip could not download its sources",
-            why=" | ".join(said[-4:]) or f"pip exited with {run.returncode} and left no {pin.sdist}",
-            fix=f"{fix}, or name a llama.cpp checkout: `mrrope build --source DIR`",
-        )
+            why=error.why,
+            fix=f"{error.fix}, or name a llama.cpp checkout: `mrrope build --source DIR`",
+        ) from error
     check_hash(archive, pin)
     return archive
 
