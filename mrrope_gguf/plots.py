@@ -332,12 +332,10 @@ def _plain_numbers(axis: Any) -> None:
 
 def _token_ticks(axis: Any) -> None:
     """Positions as 512, 8K, 1.5M, at powers of two or multiples of 1024."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MultipleLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    if axis.get_scale() == "log" and high < 4 * low:  # less than two octaves may hold one power of two
-        axis.set_major_locator(LogLocator(base=2, subs=(1, 1.25, 1.5, 1.75)))
-    if axis.get_scale() == "linear":
+    if axis.get_scale() == "linear" or high < 4 * low:  # less than two octaves may hold one power of two, or none
         step = 2 ** max((int(high - low) // 10).bit_length(), 3)
         axis.set_major_locator(MultipleLocator(step))
     axis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
