@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from mrrope_gguf.gguf import inplace
 from mrrope_gguf.gguf.inplace import recover
 from mrrope_gguf.gguf.journal import MAGIC, SAMPLE_BYTES, SAMPLES, Journal
 from mrrope_gguf.gguf.names import journal_path
+from mrrope_gguf.gguf.stage import delete
 from tests import tiny
 from tests.faults.operation import contents
 
@@ -151,6 +153,21 @@ def test_a_journal_that_speaks_of_no_change_of_ours_is_not_followed(
         revert(path)
     assert why in caught.value.why
     assert (path.read_bytes(), journal.exists()) == (TEXT, True)
+
+
+def test_a_link_that_cannot_be_deleted_changes_no_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in /tmp, where another's link under a temporary name stays: what it leads to was made 0600."""
+    victim, temp = tmp_path / "program", tmp_path / ".m.gguf.01234567.tmp"
+    victim.write_text("mine")
+    victim.chmod(0o755)
+    temp.symlink_to(victim)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "unlink", refuse)
+    delete(temp)
+    assert victim.stat().st_mode & 0o777 == 0o755
 
 
 # -- who means no harm gets on --

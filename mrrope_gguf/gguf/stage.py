@@ -79,8 +79,9 @@ def delete(path: Path) -> None:
         try:
             os.unlink(path)
         except PermissionError:
-            if os.stat(path).st_nlink > 1:
-                raise  # its mode is that of its other names too
+            found = os.lstat(path)
+            if found.st_nlink > 1 or not stat.S_ISREG(found.st_mode):
+                raise  # its mode is that of its other names too, or of what a link leads to
             os.chmod(path, 0o600)
             os.unlink(path)
 
