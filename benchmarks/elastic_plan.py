@@ -24,6 +24,8 @@ ABLATION = (
 # the scale that the candidate ends with, from the first token on: a long first prompt, read either way
 AT_ONCE = {16384: "static,method=uni,scale=2.66", 12288: "static,method=uni,scale=2.2368"}
 
+FAR = range(45056, 65537, 4096)  # Gemma past 40K
+
 Chain = list[str]
 
 
@@ -50,25 +52,33 @@ def ablation() -> list[Chain]:
 
 
 def final() -> list[Chain]:
-    """The default against every static table and truncation: texts to 24K, haystacks of 12K, 24K and 6K."""
-    ways = ("none", DEFAULT, STATIC[0], "truncate", *STATIC[1:])
-    ends = {"none": 8192}
-    chains = [perplexity("smollm2", text, way, 8192, ends.get(way, 24576)) for way in ways for text in TEXTS]
-    chains += [perplexity("smollm2", TEXTS[0], way, 8192, 24576) for way in OTHERS]
+    """The default against every static table and truncation: three texts to 32K, haystacks of 12K, 24K and 6K."""
+    ways = ("none", DEFAULT, STATIC[0], "truncate", *STATIC[1:], *OTHERS[1:])
+    ends = {"none": 16384, OTHERS[2]: 16384}  # of no use past it: read that far alone
+    chains = [perplexity("smollm2", text, way, 8192, ends.get(way, 32768)) for way in ways for text in TEXTS]
+    chains.append(perplexity("smollm2", TEXTS[0], OTHERS[0], 8192, 16384))
     for tokens in (12288, 24576, 6144):
         for hay in ("noise", "voyage-out"):
             inside = tokens <= 8192
             chains += [
                 needle("smollm2", hay, 42, tokens, way) for way in (("none",) if inside else (DEFAULT,)) + STATIC
             ]
-    return chains
+    return [*chains, needle("smollm2", "noise", 42, 12288, OTHERS[1])]
 
 
 def gemma() -> list[Chain]:
-    """The same past 32K, on a model whose every sixth layer alone is global."""
-    ways = ("none", DEFAULT, PRO, *STATIC, "truncate")
-    chains = [[f"ppl/gemma3/{TEXTS[0]}/{way}/{end}" for end in (36864, 40960)] for way in ways]  # the window is `none`
-    return chains + [needle("gemma3", "noise", 42, 40960, way) for way in (DEFAULT, STATIC[0], STATIC[1])]
+    """The same past 32K, on a model whose every sixth layer alone is global: three texts to 40K, one of them to 64K."""
+    ways = ("none", DEFAULT, PRO, *STATIC, OTHERS[1], "truncate")
+    ends = dict.fromkeys(ways, (36864, 40960)) | {PRO: (36864,)}
+    chains = [
+        [f"ppl/gemma3/{text}/{way}/{end}" for end in ends[way]]  # the window is `none`
+        for way in ways
+        for text in (TEXTS[:1] if way == PRO else TEXTS)
+    ]
+    chains += [[f"ppl/gemma3/{TEXTS[1]}/{way}/{at}" for at in FAR] for way in (DEFAULT, *STATIC)]
+    chains.append([f"ppl/gemma3/{TEXTS[1]}/truncate/{at}" for at in (49152, 65536)])
+    chains.append(needle("gemma3", "noise", 42, 8192, "none"))
+    return chains + [needle("gemma3", "noise", 42, 40960, way) for way in ("none", DEFAULT, *STATIC)]
 
 
 GROUPS = {"ablation": ablation, "final": final, "gemma": gemma}
