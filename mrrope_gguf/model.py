@@ -316,8 +316,7 @@ def _construct(file: _File, options: dict[str, Any]) -> Llama:
 
     module = engine.llama_cpp()
     chat_jinja.bind(module)
-    for template in file.templates:
-        chat_jinja.check(template, file.name)
+    chat_jinja.check_all(file.templates, file.name)
     with nullcontext() if options["verbose"] else engine.capture() as log:
         try:
             llm: Llama = module.Llama(model_path=str(file.path), **options)
