@@ -19,6 +19,7 @@ from mrrope_gguf.paths import cache_dir
 from tests import backend_checks as check
 from tests import backends, tiny
 from tests.backends import F16, F32, Q8_0, Job, Result
+from tests.needs import cannot
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 ICD = "/usr/share/vulkan/icd.d"
@@ -36,9 +37,7 @@ def vulkan() -> Path:
     if named := os.environ.get("MRROPE_TEST_ENGINE_VULKAN"):
         return Path(named)
     if reason := missing():
-        if os.environ.get("MRROPE_NEED_VULKAN"):
-            pytest.fail(reason)
-        pytest.skip(f"{reason}: tools/software_vulkan.sh installs what it takes")
+        cannot(f"{reason}: tools/software_vulkan.sh installs what it takes", "MRROPE_NEED_VULKAN")
     from mrrope_gguf.engine.build import build
 
     with pytest.MonkeyPatch.context() as patch:

@@ -17,17 +17,22 @@ from tests.bad_gguf import SOUND
 from tests.fuzz import native_targets as native
 from tests.fuzz.native_targets import CORPUS, Engine
 from tests.fuzz.seeds import seeds
+from tests.needs import cannot
 from tests.test_bad_files import TEMPLATES, accepts, mutate
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
+def compiler() -> Engine:
     found = native.plain32() if sys.platform == "linux" else None
     if found is None:
-        pytest.skip("no compiler for 32-bit x86: `apt-get install g++-multilib`")
+        cannot("no compiler for 32-bit x86: `apt-get install g++-multilib`", "MRROPE_NEED_COMPILERS")
     return found
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return compiler()
 
 
 def test_the_scan_answers_as_in_64_bits(engine: Engine, tmp_path: Path) -> None:

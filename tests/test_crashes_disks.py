@@ -23,7 +23,8 @@ from tests.edits import sha256
 from tests.faults.library import MODES
 from tests.faults.operation import DONE, REFUSED, Met, contents
 from tests.faults.operations import OPERATIONS
-from tests.filesystems import mounted
+from tests.filesystems import NEEDED, mounted
+from tests.needs import cannot
 
 KINDS = ["ext4", "xfs", "btrfs"]
 FULL = MODES["full disk"]
@@ -148,7 +149,7 @@ def test_a_folder_that_is_read_only(tmp_path: Path) -> None:
     before = contents(place)
     place.chmod(0o555)
     if not os.geteuid() and subprocess.run(["chattr", "+i", str(place)], capture_output=True).returncode:
-        pytest.skip("root, and chattr +i does not work here")
+        cannot("root, and chattr +i does not work here", NEEDED)
     try:
         for what in ({"dst": place / "new.gguf"}, {"in_place": True}):
             with pytest.raises(FileTrouble, match="cannot be written") as error:

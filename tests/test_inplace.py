@@ -26,7 +26,8 @@ from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.write import WriteReport, write_in_place, write_new
 from tests import edits
 from tests.edits import left_in, model, sha256, write
-from tests.filesystems import mounted
+from tests.filesystems import NEEDED, mounted
+from tests.needs import cannot
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,7 @@ def test_a_file_we_may_not_write_is_refused(file: Path) -> None:
     if os.geteuid():
         file.chmod(0o444)
     elif subprocess.run(["chattr", "+i", str(file)], capture_output=True).returncode:
-        pytest.skip("root, and chattr +i does not work here")
+        cannot("root, and chattr +i does not work here", NEEDED)
     try:
         with pytest.raises(FileTrouble, match="cannot be changed"):
             extend(file)

@@ -20,7 +20,8 @@ from mrrope_gguf.gguf.pieces import Piece
 from mrrope_gguf.gguf.source import Source
 from tests import edits
 from tests.edits import left_in, model, sha256, tensors, write, write_extension
-from tests.filesystems import mounted
+from tests.filesystems import NEEDED, mounted
+from tests.needs import cannot
 
 
 @pytest.fixture
@@ -221,7 +222,7 @@ def test_a_directory_we_may_not_write(source: Path, tmp_path: Path) -> None:
     if os.geteuid():
         locked.chmod(0o555)
     elif subprocess.run(["chattr", "+i", str(locked)], capture_output=True).returncode:  # root ignores modes
-        pytest.skip("root, and chattr +i does not work here")
+        cannot("root, and chattr +i does not work here", NEEDED)
     try:
         with pytest.raises(FileTrouble, match="cannot be written") as error:
             write_extension(source, locked / "out.gguf")
