@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,26 @@ class Served:
 
     def ends(self, seconds: float = 20) -> int:
         return self.process.wait(timeout=seconds)
+
+
+def listening(parent: int) -> set[str]:
+    """The addresses that a process and its children listen on, as the kernel has them. Linux."""
+    own = [parent, *_children(parent)]
+    sockets = {os.readlink(fd) for pid in own for fd in Path(f"/proc/{pid}/fd").iterdir() if fd.is_symlink()}
+    found = set()
+    for family, table in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            if state == "0A" and f"socket:[{rest[5]}]" in sockets:  # TCP_LISTEN, inode
+                words = bytes.fromhex(local.partition(":")[0])
+                data = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))  # words of 4 bytes, low first
+                found.add(socket.inet_ntop(family, data))
+    return found
+
+
+def _children(parent: int) -> list[int]:
+    own = [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return [*own, *(below for child in own for below in _children(child))]
 
 
 def text_of(stream: Any) -> list[str]:

@@ -22,7 +22,7 @@ from mrrope_gguf.extend import extend
 from tests import hub_server
 from tests.browser import CHROMIUM, browser
 from tests.elastic_chat import SCALE, TURNS, elastic_pair
-from tests.served import command, environment, serving, text_of
+from tests.served import command, environment, listening, serving, text_of
 from tests.server import ask, healthy
 
 pytestmark = [
@@ -32,6 +32,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals"),
 ]
 
+RETRIEVER = Path(__file__).parent / "data" / "retriever-256.gguf"
 BEES = [{"role": "user", "content": "Say in one sentence what a beehive is."}]
 STORY = [{"role": "user", "content": "Tell a long story about the sea, with many ships."}]
 
@@ -67,6 +68,25 @@ def test_the_openai_client_streams_and_the_scale_follows(programs: Path, elastic
         served.process.send_signal(signal.SIGTERM)
         assert served.ends() == 0
         assert not healthy(served.address)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("host", [None, "127.0.0.2", "0.0.0.0", "::1"])
+def test_it_listens_where_it_was_told_and_nowhere_else(programs: Path, host: str | None) -> None:
+    """The socket itself, whatever the command line says: 127.0.0.1 unless told."""
+    with serving(programs, RETRIEVER, *([] if host is None else ["--host", host])) as served:
+        assert listening(served.process.pid) == {host or "127.0.0.1"}
+        port = int(served.address.rpartition(":")[2])
+        reached = {there for there in ("127.0.0.1", "127.0.0.2", "::1") if reachable(there, port)}
+        assert reached == ({"127.0.0.1", "127.0.0.2"} if host == "0.0.0.0" else {host or "127.0.0.1"})
+
+
+def reachable(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def test_a_model_from_the_hub(programs: Path, elastic: Path, tmp_path: Path) -> None:
