@@ -18,6 +18,7 @@ from .gguf.types import ValueType
 from .text import printable
 
 _CHUNK, _OVERLAP = 1 << 14, 13  # bytes read at once, and one less than the longest token looked for
+_MOST_KEYS = 4096  # models have about fifty
 # a token is its length in 8 bytes and its text; after a first byte looked ahead, as one may lie within another
 _SPELLED = re.compile(rb"\x06(?=\0{7}<0x([0-9A-F]{2})>)")
 _ITSELF = re.compile(rb"\x01(?=\0{7}(.))", re.DOTALL)
@@ -84,7 +85,18 @@ class Vocab:
 
 
 def check(index: GGUFIndex) -> None:
-    """Raise BadFile for a vocabulary with which llama.cpp would load, and end the process at the first text."""
+    """Raise BadFile for a vocabulary with which llama.cpp would load, and end the process at the first text.
+
+    Also for more metadata records than llama.cpp reads in a second: it compares each key with all before it.
+    """
+    if len(index.kvs) > _MOST_KEYS:
+        raise BadFile(
+            f"{printable(index.path.name)}: the file holds more metadata than any model",
+            why=f"{len(index.kvs)} records, at most {_MOST_KEYS}; llama.cpp would compare each with all others",
+            fix="convert or download the model again",
+            offset=16,
+            field="n_kv",
+        )
     tokens, embedding = index.find("tokenizer.ggml.tokens"), index.tensors.get("token_embd.weight")
     if tokens is None or tokens.item_type is not ValueType.STRING:
         return  # llama.cpp says what is wrong, if anything is

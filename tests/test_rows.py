@@ -183,3 +183,15 @@ def test_tokens_for_bytes_are_found_wherever_they_lie() -> None:
         with pytest.raises(BadFile) as caught:
             vocab.check(index_bytes(parts.data, "m.gguf"))
         assert "byte 0x41" in caught.value.why
+
+
+def test_more_keys_than_llama_cpp_reads_in_a_second_are_not_handed_to_it() -> None:
+    parts = llama()
+    held = len(parts.kvs)
+    for i in range(4096 - held):
+        parts.put(f"k{i}", U8, b"\0")
+    vocab.check(index_bytes(parts.data, "m.gguf"))
+    parts.put("k", U8, b"\0")
+    with pytest.raises(BadFile, match="more metadata than any model") as caught:
+        vocab.check(index_bytes(parts.data, "m.gguf"))
+    assert "4097 records, at most 4096" in caught.value.why
