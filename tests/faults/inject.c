@@ -295,11 +295,15 @@ DIR *opendir(const char *path) {
     REAL(opendir);
     if (!counted() || !path_below(AT_FDCWD, path))
         return real(path);
-    if (due("opendir", 'o') == FAIL) {
+    int mode = due("opendir", 'o');
+    if (mode == FAIL) {
         errno = number;
         return NULL;
     }
-    return real(path);
+    DIR *got = real(path);
+    if (mode == KILL_AFTER)
+        end();
+    return got;
 }
 
 size_t fwrite(const void *data, size_t size, size_t n, FILE *file) {

@@ -36,6 +36,10 @@ class Mode:
     partial: bool = False  # only for calls that can do a part of their work
     stdio: bool = True  # of C's streams too
 
+    @property
+    def kills(self) -> bool:
+        return self.how in (_KILL_BEFORE, _KILL_AFTER, _KILL_HALF)
+
     def fits(self, call: Call) -> bool:
         if call.name in STDIO and not self.stdio:
             return False

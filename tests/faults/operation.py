@@ -17,7 +17,7 @@ BUS = "met SIGBUS"  # it read a mapped file that was cut short: the system ends 
 
 @dataclass(frozen=True)
 class Met:
-    """What came of one run: how it ended, and what it said."""
+    """What came of one run: how it ended, and what it said, or the way it took where it says that."""
 
     how: str
     said: str = ""
@@ -28,6 +28,7 @@ class Operation(ABC):
 
     modes: Mapping[str, Mode] = MODES
     victim: Path | None = None  # what goes, in the modes of VANISHING
+    way = ""  # how `act` did it, where there are several ways
 
     def __init__(self, place: Path) -> None:
         self.place = place

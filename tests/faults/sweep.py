@@ -32,24 +32,37 @@ _PRELOADED = "MRROPE_FAULTS"
 
 @dataclass
 class Swept:
-    """What a sweep found: calls the operation makes, points by mode, complaints, seconds."""
+    """What a sweep found: calls the operation makes and the way it took, points by mode, complaints, seconds."""
 
     calls: int
     points: dict[str, int]
     complaints: list[dict[str, Any]] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    way: str = ""
 
     @property
     def n_points(self) -> int:
         return sum(self.points.values())
 
 
-def run(operation: str, place: Path, *, sample: int = 0, seed: int = 7, timeout: float = 3600) -> Swept:
-    """Sweep in a process of its own. sample: so many points only, of all modes in turn, chosen by the seed."""
+def run(
+    operation: str,
+    place: Path,
+    *,
+    sample: int = 0,
+    seed: int = 7,
+    only: tuple[str, str] | None = None,
+    timeout: float = 3600,
+) -> Swept:
+    """Sweep in a process of its own.
+
+    sample: so many points only, of all modes in turn, chosen by the seed. only: one point, by the number of its call
+    or the name, which means the first of that name, and by its mode.
+    """
     lib = str(compiled())
     command = [sys.executable, "-m", "tests.faults.sweep", operation, str(place)]
-    command += ["--sample", str(sample), "--seed", str(seed)]
+    command += ["--sample", str(sample), "--seed", str(seed), *(["--only", *only] if only else [])]
     preloaded = " ".join(filter(None, [os.environ.get("LD_PRELOAD"), lib]))  # a sanitizer's comes first
     env = {**os.environ, "LD_PRELOAD": preloaded, _PRELOADED: lib, "MRROPE_ENGINE": "stock"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
@@ -63,12 +76,14 @@ class Sweep:
 
     def __init__(self, operation: Operation, injector: Injector) -> None:
         self.operation, self.injector = operation, injector
+        self.way = ""
 
     def calls(self) -> list[Call]:
         """What the operation does where nothing goes wrong. What it leaves is what it is to leave."""
         self.operation.prepare()
         met = self._child(None, again=False)
         assert met.how == DONE, met
+        self.way = met.said
         calls = self.injector.calls()
         self.operation.finished()
         return calls
@@ -82,6 +97,8 @@ class Sweep:
             wrong.append(f"it {met.how}: {met.said}")
         if not self.injector.calls()[call.n - 1 : call.n]:
             wrong.append("that call was never reached")
+        if mode.kills and met.how != KILLED:
+            wrong.append(f"it was to be killed, and it {met.how}: {met.said}")
         # Linux has closed a file whose close was interrupted, and nobody tries again
         if mode.name in ("short", "EINTR") and met.how == REFUSED and call.kind != "f":
             wrong.append(f"it was no reason to give up: {met.said}")
@@ -121,7 +138,7 @@ class Sweep:
             self.injector.arm(operation.place, n, mode, operation.victim)
         try:
             operation.again() if again else operation.act()
-            met = Met(DONE)
+            met = Met(DONE, operation.way)
         except MrropeError as error:
             met = Met(REFUSED, str(error))
         except BaseException as error:
@@ -166,7 +183,7 @@ def main() -> None:
     parser.add_argument("place", type=Path)
     parser.add_argument("--sample", type=int, default=0)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--only", nargs=2, metavar=("N", "MODE"))
+    parser.add_argument("--only", nargs=2, metavar=("CALL", "MODE"))
     args = parser.parse_args()
     start = time.monotonic()
     operation = OPERATIONS[args.operation](args.place)
@@ -174,7 +191,8 @@ def main() -> None:
     calls = sweep.calls()
     points = chosen(thinned(calls), operation.modes, args.sample, args.seed)
     if args.only:
-        points = [(calls[int(args.only[0]) - 1], operation.modes[args.only[1]])]
+        met_at = next(call for call in calls if args.only[0] in (str(call.n), call.name))
+        points = [(met_at, operation.modes[args.only[1]])]
     outcomes, n_points = Counter[str](), Counter[str]()
     for call, mode in points:
         met, wrong = sweep.point(call, mode)
@@ -184,7 +202,7 @@ def main() -> None:
             shown = {"n": call.n, "call": call.name, "mode": mode.name, "met": asdict(met), "wrong": wrong}
             print(json.dumps(shown), flush=True)
     operation.close()
-    last = {"calls": len(calls), "points": dict(n_points), "outcomes": dict(outcomes)}
+    last = {"calls": len(calls), "way": sweep.way, "points": dict(n_points), "outcomes": dict(outcomes)}
     print(json.dumps({**last, "seconds": round(time.monotonic() - start, 1)}))
 
 
