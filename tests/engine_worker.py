@@ -51,6 +51,6 @@ class Worker:
 
 def _choose(lib: Path | None) -> None:
     """llama_cpp reads the variables when it is first imported, which is after this."""
-    wanted = environment(lib)
+    wanted = environment(lib) | {"GGML_NO_BACKTRACE": "1"}  # which asks a debugger, and may wait for it for ever
     os.environ.clear()
     os.environ.update(wanted)

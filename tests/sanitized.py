@@ -52,6 +52,12 @@ SKIPPED = {
     "tests/test_copy.py::test_memory_stays_small_and_nothing_heavy_is_imported": _MEMORY,
     "tests/test_bad_files.py::test_scan_is_clean_under_sanitizers": "compiles a sanitized program of its own",
 }
+ENGINE_SKIPPED = {
+    "tests/test_engine_rerotate.py::test_heads_of_broken_blocks[80]": "ggml's own mul_mat makes q8_0 blocks at odd "
+    "addresses where a head is no whole number of blocks (x86 takes them): UBSan stops there, with or without a table",
+    "tests/test_engine_shift.py::test_stock_mixes_up_partial_rotary_in_a_quantised_cache": "of stock's library alone, "
+    "which is not instrumented, and of what lies in its memory",
+}
 _SITE = """import sys
 from importlib.machinery import ExtensionFileLoader, ModuleSpec
 
@@ -135,7 +141,9 @@ def on_engine(arguments: list[str]) -> int:
     run = {**environment("asan", ROOT), "MRROPE_TEST_ENGINE": json.loads(found)["lib"]}
     run.pop("MRROPE_SANITIZED")
     run["MRROPE_TEST_SANITIZED"] = "asan"  # other sums than stock's in recurrent layers (tests/arch_models.py)
-    arguments = arguments or ["-q", "--hypothesis-profile=ci", *(f"tests/test_{name}.py" for name in ENGINE_TESTS)]
+    skipped = [f"--deselect={test}" for test in ENGINE_SKIPPED]
+    tests = [f"tests/test_{name}.py" for name in ENGINE_TESTS]
+    arguments = arguments or ["-q", "--hypothesis-profile=ci", *skipped, *tests]
     return subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, env=run, check=False).returncode
 
 
