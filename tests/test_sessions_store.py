@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -73,6 +74,21 @@ def test_only_the_user_may_look(llm: Any, folder: Path) -> None:
     folder.chmod(0o755)
     keep(llm, folder, TEXT[:60])
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_cannot_be_listed_is_no_reason_not_to_save(
+    llm: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where opendir is interrupted, which nobody tries again."""
+    keep(llm, folder, TEXT[:50])
+
+    def refuse(self: Path, pattern: str) -> list[Path]:
+        raise InterruptedError(errno.EINTR, "Interrupted system call")
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Path, "glob", refuse)
+        path = keep(llm, folder, TEXT[:60])
+    assert path in states(folder)
 
 
 def test_no_byte_can_change(llm: Any, folder: Path) -> None:

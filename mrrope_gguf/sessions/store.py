@@ -238,10 +238,11 @@ class Store:
     def _sweep(self) -> None:
         """Delete what killed processes left half written."""
         for pattern in (".*.tmp", "states/*/.*.tmp", "named/.*.tmp"):
-            for path in self.folder.glob(pattern):
-                with suppress(OSError):
-                    if time.time() - path.stat().st_mtime > _STALE:
-                        self.discard(path)
+            with suppress(OSError):  # a folder that cannot be listed now is no reason not to save
+                for path in self.folder.glob(pattern):
+                    with suppress(OSError):
+                        if time.time() - path.stat().st_mtime > _STALE:
+                            self.discard(path)
 
     def _evict(self, keep: Path) -> None:
         entries = self.entries()
