@@ -24,9 +24,11 @@ def connect(address: str, timeout: str = "10s") -> Iterator[Executor]:
             why="the package distributed is not installed",
             fix="pip install 'mrrope-gguf[cluster]'",
         ) from None
+    client = Client.__new__(Client)  # to be closed where its construction fails: else it may stall a later one
     try:
-        client = Client(address, timeout=timeout, set_as_default=False)
+        client.__init__(address, timeout=timeout, set_as_default=False)
     except (OSError, ValueError) as error:
+        client.close()
         raise MrropeError(
             f"{address}: no Dask scheduler answers there",
             why=str(error),
