@@ -254,6 +254,7 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(text.get_text().startswith("up to 3") for text in drawn["perplexity"].axes[0].texts)
     bars = {bar.get_label(): bar for bar in drawn["differences"].axes[0].containers}
     assert set(bars) == {"yarn (A)", "mrrope-uni (A)", "elastic (C)"}
+    assert "not shown" not in drawn["differences"].axes[0].get_title(loc="left")
     scores = {line.get_label(): line for line in drawn["scores-0"].axes[0].lines}
     for label in bars:
         assert bars[label][0].get_color() == lines[label].get_color() == scores[label].get_color()
@@ -265,3 +266,25 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(yarn.lines[0].get_xdata()) == [2, 2]
     colours = [yarn.collections[0].cmap(x) for x in (0.0, 1.0)]
     assert np.allclose(colours, [[0xF0 / 255, 0x49 / 255, 0x6E / 255, 1], [0x0C / 255, 0xD7 / 255, 0x9F / 255, 1]])
+
+
+def test_a_way_of_no_use_is_named_and_not_drawn_among_differences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure: Any = pytest.importorskip("matplotlib.figure").Figure
+    drawn: dict[str, Any] = {}
+    save = figure.savefig
+
+    def keep(self: Any, path: Path, **options: Any) -> None:
+        drawn[Path(path).stem] = self.axes[0]
+        save(self, path, **options)
+
+    monkeypatch.setattr(figure, "savefig", keep)
+    lines = whole()
+    for line in lines:
+        if line.get("task") == "ppl" and line["way"] == "yarn":
+            line["blocks"] = [loss + 3 for loss in line["blocks"]]
+    report(write(tmp_path, lines))
+    shown = {bar.get_label() for bar in drawn["differences"].containers}
+    assert shown == {"mrrope-uni (A)", "elastic (C)"}
+    assert "(not shown: yarn (A), " in drawn["differences"].get_title(loc="left")

@@ -176,7 +176,7 @@ def _install(job: _Job, out: Path, say: Say) -> store.Engine:
     new = job.work / "new"
     shutil.rmtree(new, ignore_errors=True)
     programs = {*job.recipe.targets()}
-    for path in sorted(produced.iterdir()):
+    for path in store.listed(produced):
         library = ".so" in path.suffixes or path.suffix in (".dylib", ".dll")
         if library:
             _copy(path, new / "lib")

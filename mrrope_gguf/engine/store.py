@@ -96,10 +96,17 @@ def read_engine(path: Path) -> Engine | None:
     return engine if engine.lib.is_dir() else None
 
 
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder, by name. Raises OSError where it cannot be listed."""
+    while True:
+        with suppress(InterruptedError):  # Python tries an interrupted open again, and no opendir
+            return sorted(folder.iterdir())
+
+
 def installed() -> list[Engine]:
     """All builds, newest first."""
     with suppress(OSError):
-        folders = [folder for folder in engines_dir().iterdir() if not folder.name.startswith(".")]
+        folders = [folder for folder in listed(engines_dir()) if not folder.name.startswith(".")]
         found = [engine for engine in map(read_engine, folders) if engine]
         return sorted(found, key=lambda engine: engine.built, reverse=True)
     return []
@@ -132,8 +139,9 @@ def remove(names: list[str]) -> list[Engine]:
 def remove_removed() -> None:
     """Delete what a removal that was cut short has left."""
     with suppress(OSError):
-        for folder in engines_dir().glob(f"{_REMOVED}*"):
-            remove_work(folder, folder.name.removeprefix(_REMOVED))
+        for folder in listed(engines_dir()):
+            if folder.name.startswith(_REMOVED):
+                remove_work(folder, folder.name.removeprefix(_REMOVED))
 
 
 def remove_work(work: Path, key: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from math import exp, log
+from math import exp, expm1, log
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
@@ -98,8 +98,12 @@ def _differences(table: Table, summary: Summary) -> Iterator[tuple[Picture, Draw
             if versus.interval is not None and versus.way != "none":
                 middle = (column.start + column.end) // 2
                 series.setdefault(_label(versus.way, summary), {})[middle] = versus.interval
+    # a way that is of no use anywhere would press all others into one line
+    lowest = {way: min(mean for mean, _, _ in points.values()) for way, points in series.items()}
+    far = [f"{way}, {100 * expm1(mean):.0f} % and more" for way, mean in lowest.items() if mean > log(BREAKDOWN)]
+    series = {way: points for way, points in series.items() if lowest[way] <= log(BREAKDOWN)}
     if series:
-        title = "Against truncating, with 95 % intervals"
+        title = "Against truncating, with 95 % intervals" + (f" (not shown: {', '.join(far)})" if far else "")
         label = "perplexity against truncate's, % (below 0: better)"
         alt = f"{title}: difference of perplexity by position, in per cent; below 0 the way is better than truncate"
         n, among, gap = summary.results.n_ctx_orig, _labels(summary), 0.6 * summary.bucket / len(series)
