@@ -75,7 +75,7 @@ def gemma() -> list[Chain]:
         for way in ways
         for text in (TEXTS[:1] if way == PRO else TEXTS)
     ]
-    chains += [[f"ppl/gemma3/{TEXTS[1]}/{way}/{at}" for at in FAR] for way in (DEFAULT, *STATIC)]
+    chains += [[f"ppl/gemma3/{TEXTS[1]}/{way}/{at}" for at in FAR] for way in (DEFAULT, *STATIC, OTHERS[1])]
     chains.append([f"ppl/gemma3/{TEXTS[1]}/truncate/{at}" for at in (49152, 65536)])
     chains.append(needle("gemma3", "noise", 42, 8192, "none"))
     return chains + [needle("gemma3", "noise", 42, 40960, way) for way in ("none", DEFAULT, *STATIC)]
