@@ -149,9 +149,9 @@ COMPUTED = [
 TURNS = [
     "{% for i in range(100000) %}{% for j in range(100000) if j < 0 %}{% endfor %}{% endfor %}",
     "{% for j in range(100000) if j < 0 %}{% endfor %}" * 1500,
-    LONG + "{% set b = a ~ 'b' %}" + "{% set c = a ~ 'b' == b %}" * 1500 + "b",
+    LONG + "{% set b = a ~ 'b' %}" + "{% set c = a ~ 'b' == b %}" * 2300 + "b",
     LONG + "{% set b = a.upper() %}" * 1500 + "b",
     LONG + "{% set b = a | upper %}" * 1500 + "b",
-    LONG + "{% set b = a ~ 'b' %}" * 1500 + "b",
+    LONG.replace("30000000", "60000000") + "{% set b = a ~ 'b' %}" * 3000 + "b",
 ]
 COSTLY = [*FILTERED, *CALLED, *COMPUTED, *TURNS]

@@ -22,9 +22,9 @@ def mutate(data: bytes, most: int, seed: int) -> bytes:
         value = json.loads(head)
     except (ValueError, RecursionError):
         return _bytes(rng, data)[:most]
-    for _ in range(rng.randint(1, 3)):
-        value = _changed(rng, value)
-    try:
+    try:  # nested as deep as the reader takes, a value is beyond what copying and writing do
+        for _ in range(rng.randint(1, 3)):
+            value = _changed(rng, value)
         text = json.dumps(value, separators=(",", ":")).encode()
     except (ValueError, RecursionError):
         return data[:most]
