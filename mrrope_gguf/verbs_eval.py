@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import FileTrouble, MrropeError, Refused
+from .kind_options import Options, require_meaning
 from .progress import Bar, clock
 from .said import put
 from .said import say as _say
@@ -88,7 +89,7 @@ def _request(args: argparse.Namespace) -> Request:
 
 
 # options that only some kinds have, and what they are in `args`; `all` has them all
-_OPTIONS = {
+_OPTIONS: Options = {
     "--text": ("texts", ("ppl", "kl", "ruler")),
     "--samples": ("samples", ("needle", "ruler", "retrieval")),
     "--seed": ("seed", ("needle", "ruler", "retrieval")),
@@ -103,16 +104,10 @@ _OPTIONS = {
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Refused for an option that this kind would ignore: what was asked for would not be measured."""
-    for option, (name, kinds) in _OPTIONS.items():
-        if getattr(args, name) not in (None, []) and args.what not in (*kinds, "all"):
-            raise Refused(
-                f"eval {args.what}: {option} means nothing here",
-                why=f"it belongs to {' and '.join(kinds)}",
-                fix="--hay TEXT hides needles in a text"
-                if option == "--text" and args.what == "needle"
-                else "leave it out",
-            )
+    """Refused for options that nothing would come of."""
+    if args.what != "all":
+        fixes = {"--text": "--hay TEXT hides needles in a text"} if args.what == "needle" else {}
+        require_meaning(args, "eval", args.what, _OPTIONS, fixes)
     if args.depths and (args.keys or 1) > 1:
         raise Refused(
             "eval needle: --depths means nothing beside --keys",

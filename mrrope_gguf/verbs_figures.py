@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import Refused
 from .figures.common import Figure, check_data, picture_paths, write_data, write_picture
+from .kind_options import Options, require_meaning
 from .progress import Bar
 from .said import put
 
@@ -19,7 +19,7 @@ Say = Callable[[str], None]
 
 def figure(args: argparse.Namespace, say: Say) -> int:
     """Numbers to stdout (as a table, or JSON), the picture to --out and the numbers to --data."""
-    _check_options(args)
+    require_meaning(args, "figure", args.kind, _OPTIONS)
     data = check_data(args.data) if args.data else None
     pictures = picture_paths(args.out, args.kind) if args.out else []
     made = _MAKERS[args.kind](args, say)
@@ -34,7 +34,7 @@ def figure(args: argparse.Namespace, say: Say) -> int:
 
 
 # options that only some kinds have, and what they are in `args`
-_OPTIONS = {
+_OPTIONS: Options = {
     "--at": ("at", ("radix",)),
     "--ctx-size": ("ctx_size", ("attention", "bands")),
     "--text": ("text", ("attention", "bands")),
@@ -45,17 +45,6 @@ _OPTIONS = {
     "--beta-slow": ("beta_slow", ("bands",)),
     "--needle": ("needle", ("bands",)),
 }
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    """Refused for an option that this kind would ignore."""
-    for option, (name, kinds) in _OPTIONS.items():
-        if getattr(args, name) not in (None, False) and args.kind not in kinds:
-            raise Refused(
-                f"figure {args.kind}: {option} means nothing here",
-                why=f"it belongs to {' and '.join(kinds)}",
-                fix="leave it out",
-            )
 
 
 def _given(**options: Any) -> dict[str, Any]:
