@@ -27,11 +27,11 @@ class Pieces:
     """The tokens of pieces of text as they stand inside a prompt; what was asked for lately is kept.
 
     Vocabularies that put a space before every text they are given would put one before every piece: the piece is read
-    after a line break, which is then taken off.
+    after a line break, which is then taken off. special: names of control tokens in a piece are those tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, special: bool = False) -> None:
+        self._tokenizer, self._special = tokenizer, special
         self._anchor = self._plain("\n")
         self._kept = lru_cache(1 << 16)(self._inside)
 
@@ -40,7 +40,7 @@ class Pieces:
 
     def start(self, text: str) -> Tokens:
         """The first piece of a prompt: with BOS, where the model has one."""
-        return tuple(self._tokenizer.tokenize(text.encode(), add_bos=True, special=False))
+        return tuple(self._tokenizer.tokenize(text.encode(), add_bos=True, special=self._special))
 
     def _inside(self, text: str) -> Tokens:
         n = len(self._anchor)
@@ -50,7 +50,7 @@ class Pieces:
         return self._plain(text)  # the line break melts into the piece: such vocabularies add no space
 
     def _plain(self, text: str) -> Tokens:
-        return tuple(self._tokenizer.tokenize(text.encode(), add_bos=False, special=False))
+        return tuple(self._tokenizer.tokenize(text.encode(), add_bos=False, special=self._special))
 
 
 @dataclass(frozen=True)

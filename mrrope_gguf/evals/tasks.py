@@ -23,7 +23,7 @@ from .needles import KEYS, QUESTION, haystack, tokens_of
 from .passes import Result, TaskPass
 from .retrieval import retrieval
 from .ruler_tasks import find, ruler
-from .samples import Sample
+from .samples import Pieces, Sample
 from .scoring import METRICS, rouge1_recall
 from .spec import Spec
 from .trie import Prompt, plan
@@ -173,10 +173,10 @@ def _file(llm: Any, spec: Spec, family: str, name: str, length: int, n: int) -> 
     vocabulary = Vocabulary(llm, Path(spec.model).name)
     if vocabulary.template is None:  # such a model follows no instructions
         return longfiles.longbench(llm, path, length, base=True, n=n)
-    return longfiles.longbench(llm, path, length, turn=_turn(vocabulary), n=n)
+    return longfiles.longbench(llm, path, length, turn=_turn(llm, vocabulary), n=n)
 
 
-def _turn(vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _turn(llm: Any, vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the model's chat template puts before a user's only message, and behind it."""
     mark = "<<the message>>"
     try:
@@ -185,10 +185,7 @@ def _turn(vocabulary: Vocabulary) -> tuple[tuple[int, ...], tuple[int, ...]]:
         why = error.why if isinstance(error, MrropeError) else "it does not show a user's message once"
         what = "LongBench v2: the model's chat template cannot be applied"
         raise Refused(what, why=why, fix="leave this file out, or mend the template") from None
-    # read behind a line break, for vocabularies that put a space before every text
-    line, whole = (vocabulary.encode(text, bos=False) for text in ("\n", "\n" + after))
-    tail = whole[len(line) :] if whole[: len(line)] == line else vocabulary.encode(after, bos=False)
-    return tuple(vocabulary.encode(before)), tuple(tail)
+    return tuple(vocabulary.encode(before)), Pieces(llm, special=True)(after.encode(errors="replace").decode())
 
 
 def sample_items(llm: Any, task: TaskPass, samples: Iterator[Sample]) -> Iterator[Item]:
