@@ -131,17 +131,22 @@ def remove(names: list[str]) -> list[Engine]:
                 fix = "delete it by hand" if removed.exists() else "check the permissions of its folder, and the disk"
                 raise FileTrouble(f"{engine.path}: not removed, or in part", why=str(error), fix=fix) from error
     if names == ["all"]:
-        _remove_unfinished()
+        _remove_left(".work-")
         shutil.rmtree(sources_dir(), ignore_errors=True)
     return chosen
 
 
 def remove_removed() -> None:
     """Delete what a removal that was cut short has left."""
+    _remove_left(_REMOVED)
+
+
+def _remove_left(prefix: str) -> None:
+    """Delete the folders of this prefix and a build's key that no process is at."""
     with suppress(OSError):
         for folder in listed(engines_dir()):
-            if folder.name.startswith(_REMOVED):
-                remove_work(folder, folder.name.removeprefix(_REMOVED))
+            if folder.name.startswith(prefix):
+                remove_work(folder, folder.name.removeprefix(prefix))
 
 
 def remove_work(work: Path, key: str) -> None:
@@ -149,11 +154,6 @@ def remove_work(work: Path, key: str) -> None:
     if work.exists():
         with suppress(Refused, FileTrouble), lock(key, wait=False):
             shutil.rmtree(work, ignore_errors=True)
-
-
-def _remove_unfinished() -> None:
-    for work in engines_dir().glob(".work-*"):
-        remove_work(work, work.name.removeprefix(".work-"))
 
 
 def _named(name: str, found: list[Engine]) -> Engine:
