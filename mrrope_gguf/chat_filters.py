@@ -56,8 +56,7 @@ def _join(value: Any, given: Given, named: Named) -> Any:
     _path(named.get("attribute"))
     _path(given[1] if len(given) > 1 else None)
     value, glue = costs.listed(value), given[0] if given else named.get("d", "")
-    if costs.weigh(value) + len(str(glue)) * (len(value) if hasattr(value, "__len__") else 0) > costs.TEXT:
-        costs.too_much("join")
+    costs.METHODS["join"](str(glue), value)
     return value
 
 
