@@ -7,6 +7,7 @@ from typing import Any
 
 from mrrope_gguf.evals.essay import Essay, essay
 from mrrope_gguf.evals.samples import Job, Pieces, Sample, Tokenizer
+from mrrope_gguf.evals.scoring import METRICS
 
 BOS = 256
 PROSE = " ".join(f"Sentence {i} of this essay says {'very ' * (i % 4)}little, as one does." for i in range(23))
@@ -46,3 +47,8 @@ def read(tokens: Iterable[int], llm: Any = None) -> str:
 
 def job(tokenizer: Tokenizer, task: str, length: int, generate: int, seed: int = 42) -> Job:
     return Job(Pieces(tokenizer), task, "string_match_all", length, generate, seed, 0)
+
+
+def score(sample: Sample, said: str) -> float:
+    """The sample's own metric of the answer."""
+    return METRICS[sample.metric](said, sample.references)

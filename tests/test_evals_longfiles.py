@@ -10,8 +10,7 @@ import pytest
 
 from mrrope_gguf.errors import FileTrouble, MrropeError, Refused
 from mrrope_gguf.evals.longfiles import INFINITEBENCH, infinitebench, longbench
-from mrrope_gguf.evals.scoring import score
-from tests.eval_text import BOS, Bytes, read, written
+from tests.eval_text import BOS, Bytes, read, score, written
 
 STORY = "ROSE: Hello. $$MASK$$: Hello {Rose}. " * 30
 

@@ -13,8 +13,7 @@ import pytest
 from mrrope_gguf.errors import MrropeError, Refused
 from mrrope_gguf.evals.retrieval import number_digits, retrieval
 from mrrope_gguf.evals.samples import Sample
-from mrrope_gguf.evals.scoring import score
-from tests.eval_text import Bytes, read, written
+from tests.eval_text import Bytes, read, score, written
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.\n"
 GENERATE = {"passkey": 6, "number": 12, "kv": 50}

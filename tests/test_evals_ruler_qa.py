@@ -13,8 +13,7 @@ from mrrope_gguf.errors import FileTrouble, MrropeError, Refused
 from mrrope_gguf.evals.ruler_qa import Documents, hotpotqa, squad
 from mrrope_gguf.evals.ruler_tasks import ruler
 from mrrope_gguf.evals.samples import Sample
-from mrrope_gguf.evals.scoring import score
-from tests.eval_text import Bytes, read, written
+from tests.eval_text import Bytes, read, score, written
 
 ORDER = "Answer the question based on the given documents. Only give me the answer and do not output any other words."
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import EngineTrouble
-from .samples import Sample
 
 References = Sequence[str]
 # InfiniteBench's own list of signs, which has a 》 and no 《
@@ -186,11 +185,6 @@ METRICS: dict[str, Callable[[str, References], float]] = {
         running_integers, option, bug_option, choice, letter, f1, f1_chinese, rouge,
     )
 }  # fmt: skip
-
-
-def score(sample: Sample, said: str) -> float:
-    """The sample's own metric of the answer."""
-    return METRICS[sample.metric](said, sample.references)
 
 
 def _words(said: str) -> list[str]:
