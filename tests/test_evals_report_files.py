@@ -236,8 +236,9 @@ def test_without_matplotlib_all_but_the_pictures(
     assert "<svg" not in (directory / "report.html").read_text(encoding="utf-8")
 
 
-def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Colours stay with their way; the map has depth 0 on top, a scale from 0 to 1 and the line after 1K."""
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The figures that are saved from here on, by the names of their files."""
     figure: Any = pytest.importorskip("matplotlib.figure").Figure
     drawn: dict[str, Any] = {}
     save = figure.savefig
@@ -247,6 +248,11 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save(self, path, **options)
 
     monkeypatch.setattr(figure, "savefig", keep)
+    return drawn
+
+
+def test_pictures(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    """Colours stay with their way; the map has depth 0 on top, a scale from 0 to 1 and the line after 1K."""
     report(write(tmp_path, whole()))
     (lines,) = ({line.get_label(): line for line in drawn["perplexity"].axes[0].lines} for _ in "1")
     assert list(lines["none"].get_xdata()) == [256, 1024, 1024, 2048, 2048, 3072, 3072, 4096]
@@ -268,23 +274,13 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.allclose(colours, [[0xF0 / 255, 0x49 / 255, 0x6E / 255, 1], [0x0C / 255, 0xD7 / 255, 0x9F / 255, 1]])
 
 
-def test_a_way_of_no_use_is_named_and_not_drawn_among_differences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    figure: Any = pytest.importorskip("matplotlib.figure").Figure
-    drawn: dict[str, Any] = {}
-    save = figure.savefig
-
-    def keep(self: Any, path: Path, **options: Any) -> None:
-        drawn[Path(path).stem] = self.axes[0]
-        save(self, path, **options)
-
-    monkeypatch.setattr(figure, "savefig", keep)
+def test_a_way_of_no_use_is_named_and_not_drawn_among_differences(tmp_path: Path, drawn: dict[str, Any]) -> None:
     lines = whole()
     for line in lines:
         if line.get("task") == "ppl" and line["way"] == "yarn":
             line["blocks"] = [loss + 3 for loss in line["blocks"]]
     report(write(tmp_path, lines))
-    shown = {bar.get_label() for bar in drawn["differences"].containers}
+    axes = drawn["differences"].axes[0]
+    shown = {bar.get_label() for bar in axes.containers}
     assert shown == {"mrrope-uni (A)", "elastic (C)"}
-    assert "(not shown: yarn (A), " in drawn["differences"].get_title(loc="left")
+    assert "(not shown: yarn (A), " in axes.get_title(loc="left")
