@@ -14,7 +14,7 @@ from typing import cast
 import pytest
 
 from mrrope_gguf.gguf.names import journal_path
-from tests.faults.library import MODES, VANISHING, Call, Injector, Mode, compiled
+from tests.faults.injector import MODES, VANISHING, Call, Injector, Mode, compiled
 from tests.faults.operation import DONE, KILLED, REFUSED, Met, Operation
 from tests.faults.operations import OPERATIONS
 from tests.faults.sweep import Sweep, Swept, run

@@ -20,7 +20,7 @@ from mrrope_gguf.hand_over import link_or_copy
 from mrrope_gguf.sessions.named import Named
 from tests import tiny
 from tests.edits import sha256
-from tests.faults.library import MODES
+from tests.faults.injector import MODES
 from tests.faults.operation import DONE, REFUSED, Met, contents
 from tests.faults.operations import OPERATIONS
 from tests.filesystems import NEEDED, mounted

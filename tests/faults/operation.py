@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.library import MODES, Mode
+from tests.faults.injector import MODES, Mode
 
 DONE, REFUSED, KILLED, RAISED, HUNG = "was done", "was refused", "was killed", "raised", "hung"
 BUS = "met SIGBUS"  # it read a mapped file that was cut short: the system ends it

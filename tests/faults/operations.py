@@ -11,7 +11,7 @@ from mrrope_gguf.gguf.names import journal_path
 from mrrope_gguf.gguf.source import Source
 from mrrope_gguf.gguf.write import WriteReport
 from tests import tiny
-from tests.faults.library import VANISHING, Mode
+from tests.faults.injector import VANISHING, Mode
 from tests.faults.operation import BUS, KILLED, Met, Operation, contents, fill
 from tests.faults.operations_build import Build, RemoveBuild
 

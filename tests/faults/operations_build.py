@@ -13,7 +13,7 @@ from mrrope_gguf.engine import build, store
 from mrrope_gguf.engine.cmake import Recipe, compile_targets
 from mrrope_gguf.errors import Refused
 from tests import toy_llama
-from tests.faults.library import Mode
+from tests.faults.injector import Mode
 from tests.faults.operation import Met, Operation, contents, fill, sha256
 
 

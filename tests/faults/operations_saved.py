@@ -17,7 +17,7 @@ from mrrope_gguf.sessions.named import Named, read_named
 from mrrope_gguf.sessions.reader import Reader
 from mrrope_gguf.sessions.store import Store
 from tests import eval_suite
-from tests.faults.library import Mode
+from tests.faults.injector import Mode
 from tests.faults.operation import Met, Operation, contents, fill
 from tests.session_chat import open_small, small
 from tests.session_states import TEXT, keep, refused

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mrrope_gguf.errors import MrropeError
-from tests.faults.library import ROOT, STDIO, Call, Injector, Mode, compiled
+from tests.faults.injector import ROOT, STDIO, Call, Injector, Mode, compiled
 from tests.faults.operation import BUS, DONE, HUNG, KILLED, RAISED, REFUSED, Met, Operation
 
 _PATIENCE = 120  # seconds for one operation
